@@ -1,0 +1,1 @@
+"""What AdamP does to a model: the log, the plots."""

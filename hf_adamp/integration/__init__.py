@@ -1,0 +1,1 @@
+"""Adapters to Transformers: optimizer names, options, Trainer. Only here is Transformers known."""

@@ -1,0 +1,1 @@
+"""How a step is computed: one file a backend, one interface, one chooser."""
