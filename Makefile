@@ -1,0 +1,53 @@
+# `make` or `make help` lists the targets. Everything is installed into .venv beside this file.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+
+# Which extras of pyproject.toml a target needs; each is installed once, and again when the
+# packages asked for have changed.
+INPUTS  := pyproject.toml constraints.txt
+INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
+
+# Two processes share the cores, so each gets one thread. Tests never reach for a hub.
+PYTEST  := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format bench clean
+
+help: ## list the targets
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.demo ## train a ResNet with AdamP and with AdamW; table and plot (3 min on 2 cores)
+	PATH="$(abspath $(BIN)):$$PATH" bash recipes/digits_resnet/run.sh
+
+test: $(VENV)/.dev ## run all tests
+	$(PYTEST) -n 2
+
+lint: $(VENV)/.dev ## ruff check, ruff format --check, mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev ## let ruff format and repair what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.dev ## time the optimizer step beside torch's and other packages'
+	$(BIN)/python -m tests.benchmarks
+
+clean: ## remove the virtual environment, runs and caches
+	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.version_info >= (3, 10) or \
+	    sys.exit(f"Python {v} is older than 3.10; name a newer one: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: $(INPUTS) | $(BIN)/python
+	$(INSTALL) '.[demo]'
+	@touch $@
+
+$(VENV)/.dev: $(INPUTS) | $(BIN)/python
+	$(INSTALL) '.[dev]'
+	@touch $@ $(VENV)/.demo
