@@ -1,0 +1,103 @@
+"""Launcher: run a training script unchanged, with ``--optim adamp`` and ``--optim sgdp`` known.
+
+    python -m hf_adamp run_glue.py --optim adamp ...
+    torchrun --nproc_per_node 2 -m hf_adamp run_glue.py --optim adamp ...
+    accelerate launch -m hf_adamp run_glue.py --optim adamp ...
+
+The script runs as ``__main__`` with the ``sys.argv`` and ``sys.path`` that Python itself would
+give it. Nothing is imported before the script imports it.
+"""
+
+import argparse
+import runpy
+import sys
+from pathlib import Path
+
+from hf_adamp import __version__
+from hf_adamp.integration.registration import register
+
+__all__ = ["main"]
+
+# Launchers start fresh interpreters, which would know nothing of this one.
+_LAUNCHERS = {
+    "accelerate": "accelerate launch",
+    "accelerate.commands.accelerate_cli": "accelerate launch",
+    "accelerate.commands.launch": "accelerate launch",
+    "deepspeed": "deepspeed --module",
+    "deepspeed.launcher.runner": "deepspeed --module",
+    "torch.distributed.launch": "torchrun",
+    "torch.distributed.run": "torchrun",
+    "torchrun": "torchrun",
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parse the launcher's own arguments and run the script or module behind them.
+
+    Args:
+        argv: Arguments without the program name; default ``sys.argv[1:]``.
+
+    Raises:
+        SystemExit: With status 2 where the arguments name nothing that can be run, and whatever
+            the script itself exits with.
+    """
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    target, *rest = arguments.module or arguments.script or [None]
+    if target is None:
+        parser.error("nothing to run; give a SCRIPT, or -m MODULE.")
+    launcher = _LAUNCHERS.get(target if arguments.module else Path(target).name)
+    if launcher is not None:
+        parser.error(
+            f"{target} starts fresh interpreters, which this launcher does not reach; "
+            f"turn the command round: {_reversed(launcher)}."
+        )
+    if arguments.module is None and not Path(target).exists():
+        parser.error(f"cannot find the script {target}; check the path, or use -m for a module.")
+    register()
+    if arguments.module is None:
+        _run_script(target, rest)
+    else:
+        sys.argv = [target, *rest]
+        runpy.run_module(target, run_name="__main__", alter_sys=True)
+
+
+def _reversed(launcher: str) -> str:
+    option = "" if launcher.endswith("--module") else " -m"
+    return f"{launcher} [OPTIONS]{option} hf_adamp SCRIPT [ARGS]"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m hf_adamp",
+        usage="%(prog)s [-h] [--version] (SCRIPT | -m MODULE) [ARGS ...]",
+        description="Run a training script with --optim adamp and --optim sgdp known.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"hf-adamp {__version__}")
+    parser.add_argument(
+        "-m",
+        dest="module",
+        nargs=argparse.REMAINDER,
+        help="run a module, as python -m does, and pass it ARGS",
+    )
+    parser.add_argument(
+        "script",
+        nargs=argparse.REMAINDER,
+        metavar="SCRIPT ARGS",
+        help="run a script, and pass it ARGS",
+    )
+    return parser
+
+
+def _run_script(script: str, arguments: list[str]) -> None:
+    sys.argv = [script, *arguments]
+    # python -m put the working directory first; python SCRIPT puts the script's. In safe-path mode
+    # neither is there.
+    if not getattr(sys.flags, "safe_path", False):
+        sys.path[0] = str(Path(script).resolve().parent)
+    runpy.run_path(script, run_name="__main__")
+
+
+if __name__ == "__main__":
+    main()

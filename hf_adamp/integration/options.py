@@ -1,0 +1,188 @@
+"""``--optim_args`` and ``TrainingArguments`` to keyword arguments of the optimizers, strictly.
+
+Transformers itself passes strings on: ``bool("False")`` is True there, and a misspelt key has no
+effect. Here every key stands in one table with the reader of its value, and whatever is not in the
+table is an error. Ranges are checked once, by the optimizer's constructor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
+__all__ = ["OPTIMIZER_NAMES", "OPTIONS", "Options", "parse_optim_args", "read_options"]
+
+_TRUE = ("true", "yes", "1")
+_FALSE = ("false", "no", "0")
+
+
+def _float(value: Any) -> float:
+    if isinstance(value, bool):
+        raise ValueError("a number")
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ValueError("a number") from None
+
+
+def _bool(value: Any) -> bool:
+    text = str(value).strip().lower()
+    if text not in _TRUE + _FALSE:
+        raise ValueError("true or false")
+    return text in _TRUE
+
+
+def _bool_or_none(value: Any) -> bool | None:
+    if str(value).strip().lower() == "none":
+        return None
+    try:
+        return _bool(value)
+    except ValueError:
+        raise ValueError("true, false or none") from None
+
+
+def _betas(value: Any) -> tuple[float, float]:
+    parts = value.split(":") if isinstance(value, str) else value
+    try:
+        beta1, beta2 = parts
+        return _float(beta1), _float(beta2)
+    except (TypeError, ValueError):
+        raise ValueError("two numbers joined by a colon, as in betas=0.9:0.99") from None
+
+
+def _groups(value: Any) -> str:
+    if value not in ("hf_adamp", "transformers"):
+        raise ValueError("hf_adamp or transformers")
+    return str(value)
+
+
+_Readers = dict[str, Callable[[Any], Any]]
+
+_SHARED: _Readers = {
+    "delta": _float,
+    "wd_ratio": _float,
+    "nesterov": _bool,
+    "foreach": _bool_or_none,
+    "fused": _bool_or_none,
+    "groups": _groups,
+}
+
+OPTIONS: dict[str, _Readers] = {
+    "adamp": {**_SHARED, "betas": _betas, "beta1": _float, "beta2": _float},
+    "sgdp": {**_SHARED, "momentum": _float, "dampening": _float},
+}
+"""Keys of ``--optim_args`` for each optimizer name; a reader says what it wants by ValueError."""
+
+OPTIMIZER_NAMES = tuple(OPTIONS)
+
+_FLAGS = {
+    "lr": "--learning_rate",
+    "learning_rate": "--learning_rate",
+    "weight_decay": "--weight_decay",
+    "eps": "--adam_epsilon",
+    "adam_epsilon": "--adam_epsilon",
+    "adam_beta1": "--adam_beta1",
+    "adam_beta2": "--adam_beta2",
+}
+"""What people write into ``--optim_args`` although ``TrainingArguments`` has a field for it."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a run asked for: optimizer name, keyword arguments, rule of the parameter groups."""
+
+    name: str
+    kwargs: dict[str, Any]
+    groups: str
+
+
+def read_options(args: TrainingArguments) -> Options:
+    """Collect the options of an optimizer from ``TrainingArguments``.
+
+    Learning rate, betas and eps are fields of `args`; everything else is in ``args.optim_args``,
+    where betas may be given too and then win. A name that is not ours reads as ``adamp``.
+
+    Args:
+        args: Training arguments; ``optim``, ``optim_args``, ``learning_rate``, ``adam_beta1``,
+            ``adam_beta2`` and ``adam_epsilon`` are read.
+
+    Raises:
+        ValueError: ``optim_args`` is not as `parse_optim_args` wants it.
+    """
+    name = str(getattr(args.optim, "value", args.optim))
+    if name not in OPTIMIZER_NAMES:
+        name = "adamp"
+    options = parse_optim_args(args.optim_args, name)
+    groups = options.pop("groups", "hf_adamp")
+    kwargs = {"lr": args.learning_rate, "eps": args.adam_epsilon}
+    if name == "adamp":
+        betas = options.pop("betas", (args.adam_beta1, args.adam_beta2))
+        kwargs["betas"] = (options.pop("beta1", betas[0]), options.pop("beta2", betas[1]))
+    return Options(name, {**kwargs, **options}, groups)
+
+
+def parse_optim_args(optim_args: str | Mapping[str, Any] | None, optimizer: str) -> dict[str, Any]:
+    """Parse ``--optim_args`` into typed values.
+
+    Args:
+        optim_args: ``"key=value,key=value"``, a mapping (from YAML or JSON arguments), or None.
+        optimizer: ``adamp`` or ``sgdp``.
+
+    Raises:
+        ValueError: A key is unknown, given twice, or belongs to another flag; a value cannot be
+            read; ``betas`` stands beside ``beta1`` or ``beta2``. The message names key, value and
+            what is known.
+
+    Example:
+        >>> parse_optim_args("delta=0.05,nesterov=false", "adamp")
+        {'delta': 0.05, 'nesterov': False}
+    """
+    options: dict[str, Any] = {}
+    for key, value in _pairs(optim_args):
+        if key in options:
+            raise ValueError(f'--optim_args has key "{key}" twice; give it once.')
+        options[key] = _read(key, value, optimizer)
+    for key in ("beta1", "beta2"):
+        if "betas" in options and key in options:
+            raise ValueError(f"--optim_args has both betas and {key}; give one of them.")
+    return options
+
+
+def _pairs(optim_args: str | Mapping[str, Any] | None) -> list[tuple[str, Any]]:
+    if isinstance(optim_args, Mapping):
+        return list(optim_args.items())
+    if optim_args is None or not optim_args.strip():
+        return []
+    pairs: list[tuple[str, Any]] = []
+    for item in optim_args.split(","):
+        key, equals, value = item.partition("=")
+        if not (equals and key.strip() and value.strip()):
+            remedy = "write key=value,key=value"
+            if pairs and pairs[-1][0] == "betas":
+                remedy = "a comma separates options: write betas=0.9:0.99"
+            raise ValueError(f'--optim_args has "{item.strip()}", not key=value; {remedy}.')
+        pairs.append((key.strip(), value.strip()))
+    return pairs
+
+
+def _read(key: str, value: Any, optimizer: str) -> Any:
+    readers = OPTIONS[optimizer]
+    if key in readers:
+        try:
+            return readers[key](value)
+        except ValueError as wanted:
+            raise ValueError(f"--optim_args {key}={value} must be {wanted}.") from None
+    if key in _FLAGS:
+        raise ValueError(f"--optim_args cannot set {key}={value}; use {_FLAGS[key]} {value}.")
+    message = f'--optim_args has unknown key "{key}"'
+    close = get_close_matches(key, readers, n=1)
+    if any(key in others for others in OPTIONS.values()):
+        message += f", which {optimizer} does not have"
+    elif close:
+        message += f', did you mean "{close[0]}"'
+    raise ValueError(f"{message}; known keys: {', '.join(sorted(readers))}.")
