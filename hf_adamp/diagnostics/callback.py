@@ -1,0 +1,231 @@
+"""`ProjectionLog`: what projection does to each weight, in the logs of a Trainer."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
+
+from hf_adamp.diagnostics.steps import Row, StepReader, summarize, watch
+
+__all__ = ["ProjectionLog"]
+
+logger = logging.getLogger(__name__)
+
+_OTHER = "other"  # the kind of a weight that no module of the model holds
+
+
+class ProjectionLog(TrainerCallback):
+    """Log weight norms, effective steps and projections beside the loss.
+
+    Every time the Trainer logs its loss, these numbers join it, in TensorBoard, wandb, trackio
+    and every other reporter, on the console and in `trainer.state.log_history`:
+
+    - `weight_norm`: the norm of all weights with two dimensions or more, before the step;
+    - `effective_step`: `|Δw|/|w|`, how far the step turns or stretches them;
+    - `projected_channel`, `projected_layer`: the share of weights whose update was projected in
+      either view, over all steps since the last log;
+    - `radial_share`: the share of the step that pointed along the weight before projection.
+
+    AdamP and SGDP have computed these numbers during the step: they are kept on the device and
+    read when the Trainer logs. For any other optimizer the first two are measured, so that runs
+    can be compared: the weights are copied before a step that is going to be logged (with
+    `logging_strategy="epoch"`, before every step), which takes their size in memory for a moment.
+
+    Args:
+        jsonl: a file that gets one line a weight at each log, with its name, its numbers and its
+            distance from both limits, and before them one line for the whole model, whose
+            `weight` is null and which holds the loss too. A new run replaces the file, a resumed
+            one continues it. `None`, the default, writes none.
+        per_kind: whether the logs also hold the numbers of each kind of module, as in
+            `weight_norm/Conv2d`, where the model has more than one kind. Default: True.
+
+    Example:
+        ```python
+        trainer = Trainer(model=model, args=args, train_dataset=data,
+                          callbacks=[ProjectionLog(jsonl="run/projection.jsonl")])
+        trainer.train()
+        plot_runs({"adamp": "run/projection.jsonl"}, "run/projection.png")
+        ```
+
+    Source: the quantities are those of Heo et al., https://arxiv.org/abs/2006.08217, section 2
+    (norm growth and effective step) and section 3.2 (the test that chooses the view).
+    """
+
+    def __init__(self, *, jsonl: str | Path | None = None, per_kind: bool = True) -> None:
+        self._jsonl = None if jsonl is None else Path(jsonl)
+        self._per_kind = per_kind
+        self._reader: StepReader | None = None
+        self._fresh = False
+        self._names: dict[int, str] = {}
+        self._kinds: dict[int, str] = {}
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        model: nn.Module,
+        **_: Any,
+    ) -> None:
+        """Learn the weights' names, start the file, and get in before the reporters."""
+        self._names, self._kinds = _describe_weights(model)
+        if self._jsonl is not None and state.is_world_process_zero:
+            self._jsonl.parent.mkdir(parents=True, exist_ok=True)
+            if state.global_step == 0:
+                self._jsonl.write_text("")
+        if not _run_before_reporters(self):
+            logger.warning(
+                "ProjectionLog found no transformers CallbackHandler among its callers: its "
+                "numbers reach trainer.state.log_history and the JSONL file, but not the reporters."
+            )
+
+    def on_pre_optimizer_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        optimizer: Optimizer,
+        **_: Any,
+    ) -> None:
+        """Follow the optimizer at hand; a Trainer may make another one in a later attempt."""
+        inner = _unwrap(optimizer)
+        if self._reader is None or self._reader.optimizer is not inner:
+            self._close()
+            self._reader = watch(inner)
+        self._reader.before_step(wanted=_will_log(args, state))
+
+    def on_optimizer_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        *,
+        optimizer: Optimizer,
+        **_: Any,
+    ) -> None:
+        """Take the step's numbers as they are, on the device."""
+        # A step that the gradient scaler skipped has changed no weight.
+        if self._reader is not None and not getattr(optimizer, "step_was_skipped", False):
+            self._reader.after_step()
+            self._fresh = True
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        """Read the numbers and put them beside the loss."""
+        if logs is None or "loss" not in logs or self._reader is None or not self._fresh:
+            return
+        self._fresh = False
+        read = self._reader.read()
+        overall = summarize([row for _, row in read])
+        added = dict(overall)
+        kinds: dict[str, list[Row]] = {}
+        for weight, row in read:
+            kinds.setdefault(self._kinds.get(id(weight), _OTHER), []).append(row)
+        if self._per_kind and len(kinds) > 1:
+            for kind, rows in kinds.items():
+                added |= {f"{name}/{kind}": value for name, value in summarize(rows).items()}
+        logs.update(added)
+        # The Trainer has already filed a copy of the logs.
+        if state.log_history and state.log_history[-1].get("step") == state.global_step:
+            state.log_history[-1].update(added)
+        if self._jsonl is not None and state.is_world_process_zero:
+            self._write(self._jsonl, state, {"loss": logs["loss"], **overall}, read)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Leave the optimizer as it was found."""
+        self._close()
+
+    def _close(self) -> None:
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+
+    def _write(
+        self,
+        path: Path,
+        state: TrainerState,
+        overall: Mapping[str, float],
+        read: Iterable[tuple[Tensor, Row]],
+    ) -> None:
+        when = {"step": state.global_step, "epoch": state.epoch}
+        lines = [{**when, "weight": None, **overall}]
+        for index, (weight, row) in enumerate(read):
+            name = self._names.get(id(weight), f"weight {index}")
+            lines.append(
+                {**when, "weight": name, "kind": self._kinds.get(id(weight), _OTHER), **row}
+            )
+        with path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(_finite(line)) + "\n" for line in lines)
+
+
+def _describe_weights(model: nn.Module) -> tuple[dict[int, str], dict[int, str]]:
+    """Return the name of each weight and the class of the module that holds it, by identity."""
+    names = {id(p): name.replace("_orig_mod.", "") for name, p in model.named_parameters()}
+    kinds = {
+        id(p): type(module).__name__
+        for module in model.modules()
+        for p in module.parameters(recurse=False)
+    }
+    return names, kinds
+
+
+def _unwrap(optimizer: Optimizer) -> Optimizer:
+    """Return the optimizer inside Accelerate's wrapper, or any other that has an `optimizer`."""
+    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
+        optimizer = inner
+    return optimizer
+
+
+def _will_log(args: TrainingArguments, state: TrainerState) -> bool:
+    """Whether the step about to be taken may be logged."""
+    step = state.global_step + 1
+    strategy = str(getattr(args.logging_strategy, "value", args.logging_strategy))
+    first = args.logging_first_step and step == 1
+    return first or strategy == "epoch" or (strategy == "steps" and step % state.logging_steps == 0)
+
+
+def _run_before_reporters(callback: TrainerCallback) -> bool:
+    """Move the callback behind DefaultFlowCallback, so before all that report; say if it worked.
+
+    Reporters come before a user's callbacks, so what these add to the logs is too late. Callbacks
+    are not told their handler, but are called by it: it is the owner of one of the frames above.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        handler = frame.f_locals.get("self")
+        if isinstance(handler, CallbackHandler) and callback in handler.callbacks:
+            # Moving forward what is being called keeps the rest of the round as it was.
+            handler.callbacks.remove(callback)
+            flow = [isinstance(c, DefaultFlowCallback) for c in handler.callbacks]
+            handler.callbacks.insert(flow.index(True) + 1 if any(flow) else 0, callback)
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _finite(line: Mapping[str, Any]) -> dict[str, Any]:
+    """Write what is not a number as null: JSON knows no NaN."""
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in line.items()
+    }
