@@ -6,11 +6,11 @@ import sys
 import pytest
 import torch
 import transformers
-from tables import decay_rules
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, spectral_norm, weight_norm
 
 from hf_adamp.param_groups import decay_parameter_names, get_param_groups
+from tests.tables import decay_rules
 
 
 def names_without_decay(model, **options):
@@ -379,7 +379,7 @@ def test_architecture_decays_matrices_and_nothing_else(architecture):
 
 
 def test_committed_table_equals_the_code():
-    table = decay_rules.committed()
+    table = decay_rules.SECTION.read()
     if f"Transformers {transformers.__version__};" not in table:
         pytest.skip(f"table is of another release than Transformers {transformers.__version__}")
     assert table == decay_rules.table()

@@ -1,7 +1,7 @@
 """Table of what our weight decay rule and Transformers' own rule do on 15 architectures.
 
-    python tests/tables/decay_rules.py            print the table
-    python tests/tables/decay_rules.py --write    write it into docs/parameter-groups.md
+    python -m tests.tables.decay_rules            print the table
+    python -m tests.tables.decay_rules --write    write it into docs/parameter-groups.md
 
 The models are tiny and randomly initialised from their configs; nothing is downloaded.
 """
@@ -10,17 +10,15 @@ import argparse
 import re
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 
 import transformers
 from torch import nn
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 from hf_adamp.param_groups import decay_parameter_names
+from tests.pages import DOCS, Section
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "parameter-groups.md"
-BEGIN = "<!-- decay-rules: written by tests/tables/decay_rules.py -->"
-END = "<!-- /decay-rules -->"
+SECTION = Section(DOCS / "parameter-groups.md", "decay-rules")
 
 TEXT = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 GATED = {**TEXT, "intermediate_size": 32, "num_key_value_heads": 1, "head_dim": 8}
@@ -131,27 +129,19 @@ def table() -> str:
         )
     made = (
         f"Tensors of tiny models from their configs, Transformers {transformers.__version__}; "
-        "made by `python tests/tables/decay_rules.py --write`."
+        "made by `python -m tests.tables.decay_rules --write`."
     )
     return "\n".join([*rows, "", made])
-
-
-def committed() -> str:
-    """Return the table that stands in the page."""
-    return PAGE.read_text(encoding="utf-8").split(BEGIN)[1].split(END)[0].strip()
 
 
 def main() -> None:
     """Print the table or write it into the page."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--write", action="store_true", help=f"write into {PAGE.name}")
-    write = parser.parse_args().write
-    text = table()
-    if not write:
-        print(text)
-        return
-    page = PAGE.read_text(encoding="utf-8")
-    PAGE.write_text(page.replace(committed(), text), encoding="utf-8")
+    parser.add_argument("--write", action="store_true", help="write it into docs/")
+    if parser.parse_args().write:
+        SECTION.write(table())
+    else:
+        print(table())
 
 
 if __name__ == "__main__":
