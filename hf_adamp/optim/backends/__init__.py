@@ -1,1 +1,90 @@
 """How a step is computed: one file a backend, one interface, one chooser."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ..bucket import Bucket
+from ..projection import Decision
+from . import foreach as foreach_backend
+from . import single_tensor, torch_fused
+
+__all__ = ["Backend", "choose"]
+
+logger = logging.getLogger(__name__)
+
+
+class Backend(Protocol):
+    """Accumulates and applies; never decides.
+
+    Attributes:
+        name: how messages name it.
+        chunk_elements: how many elements are best decided at once; None for all.
+    """
+
+    name: str
+    chunk_elements: int | None
+
+    def refusal(self, bucket: Bucket) -> str | None:
+        """Why the bucket cannot be served, or None where it can."""
+
+    def accumulate(self, bucket: Bucket, stats: Tensor, *, recording: bool) -> Any:
+        """Update the moments and fill the bucket's rows of the (5, R) statistics buffer.
+
+        Returns:
+            What `apply` needs to finish.
+        """
+
+    def apply(self, bucket: Bucket, stats: Tensor, decision: Decision | None, state: Any) -> None:
+        """Write the weights; `decision` is None where no weight of the section has rows."""
+
+
+# From the fastest; an explicit flag chooses among the names that it stands for.
+_FUSED: tuple[Backend, ...] = (torch_fused,)
+_BY_DEFAULT: tuple[Backend, ...] = (*_FUSED, foreach_backend, single_tensor)
+
+
+def choose(
+    bucket: Bucket,
+    *,
+    foreach: bool | None = None,
+    fused: bool | None = None,
+    differentiable: bool = False,
+) -> Backend:
+    """The backend of a bucket: what the flags ask for, else the fastest that serves all of it.
+
+    Raises:
+        RuntimeError: if `foreach=True` or `fused=True` cannot be honoured.
+    """
+    if differentiable:
+        return single_tensor
+    if torch.compiler.is_compiling():
+        return foreach_backend
+    if fused:
+        return _first_serving(_FUSED, bucket, "fused=True")
+    if foreach:
+        return _first_serving((foreach_backend,), bucket, "foreach=True")
+    if foreach is False:
+        return single_tensor
+    candidates = _BY_DEFAULT if fused is None else (foreach_backend, single_tensor)
+    return _first_serving(candidates, bucket, "the default")
+
+
+def _first_serving(candidates: Sequence[Backend], bucket: Bucket, flag: str) -> Backend:
+    refusals = []
+    for backend in candidates:
+        refusal = backend.refusal(bucket)
+        if refusal is None:
+            logger.debug("%s serves %d weights", backend.name, len(bucket.params))
+            return backend
+        refusals.append(f"{backend.name} {refusal}")
+    param = bucket.params[0]
+    raise RuntimeError(
+        f"{flag} cannot serve a {param.dtype} weight of shape {tuple(param.shape)} on "
+        f"{param.device}: {'; '.join(refusals)}. Leave the flag at None to choose by weight."
+    )

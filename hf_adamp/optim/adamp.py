@@ -1,0 +1,218 @@
+"""AdamP: Adam whose updates lose their radial part where a weight is scale-invariant.
+
+    u_t = m̂_t / (√v̂_t + ε);   w ← w − lr · Π_w(u_t)   where |cos(w, ∇w)| < δ/√dim
+
+Source: Heo et al., ICLR 2021, https://arxiv.org/abs/2006.08217, Algorithm 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from .bucket import AdamRule, Bucket
+from .optimizer import ProjectedOptimizer, zeros_like_moment
+from .step import run
+
+__all__ = ["AdamP", "adamp"]
+
+
+class AdamP(ProjectedOptimizer):
+    """Implements AdamP, the momentum optimizer for networks with normalization layers.
+
+    A weight that feeds a normalization layer is scale-invariant: its gradient is orthogonal to
+    it, so every step of Adam makes it longer and its *effective* step `‖Δw‖/‖w‖` smaller. AdamP
+    tests each weight with two or more dimensions, `|cos(w, ∇w)| < δ/√dim`, first each row on its
+    own (channel view), then as a whole (layer view). Where the test holds, the update loses its
+    component along the weight and weight decay is multiplied by `wd_ratio`. Everything else gets
+    AdamW's update; `delta=0` is AdamW.
+
+    Weights may have any strides and any real dtype. Moments, statistics and arithmetic are
+    float32 for float16, bfloat16 and float32 weights, float64 for float64 weights.
+
+    Args:
+        params: weights, `(name, weight)` pairs or param groups, as for torch.optim.
+        lr: learning rate, at least 0; a tensor only with `capturable`, or where neither
+            `foreach` nor `fused` is asked for.
+        betas: decay of the two running averages, each in [0, 1).
+        eps: added to the denominator and to the norms, at least 0.
+        weight_decay: decoupled weight decay as in AdamW, at least 0.
+        delta: threshold of the test, at least 0 (the paper's δ).
+        wd_ratio: factor on weight decay of projected weights, in [0, 1] (the paper's λ ratio).
+        nesterov: whether to look ahead, `β₁m + (1−β₁)g` in place of `m`.
+        maximize: whether to ascend.
+        foreach: multi-tensor operations (True), one weight after the other (False), or whichever
+            path is fastest for each weight (None).
+        capturable: whether the step may be captured in a CUDA graph; keeps step counts on the
+            device.
+        differentiable: whether autograd may follow the step.
+        fused: True insists on a fused kernel; None uses one where it serves all weights of a
+            group, dtype and device.
+
+    Raises:
+        TypeError: for an option of the wrong type, or complex weights.
+        ValueError: for an option out of range.
+        RuntimeError: for options that exclude each other, or weights whose rows cannot be seen
+            (the flattened shards of FSDP1 and DeepSpeed ZeRO).
+
+    Example:
+        >>> optimizer = AdamP(model.parameters(), lr=1e-3, weight_decay=1e-2)
+        >>> loss(model(inputs), targets).backward()
+        >>> optimizer.step()
+        >>> optimizer.zero_grad()
+
+    Source: Heo et al., ICLR 2021, https://arxiv.org/abs/2006.08217, Algorithm 2; defaults are
+    those of NAVER's `adamp` 0.3.0.
+    """
+
+    state_aliases: ClassVar[dict[str, tuple[str, ...]]] = {"exp_avg": (), "exp_avg_sq": ()}
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        delta: float = 0.1,
+        wd_ratio: float = 0.1,
+        nesterov: bool = False,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "delta": delta,
+            "wd_ratio": wd_ratio,
+            "nesterov": nesterov,
+            "maximize": maximize,
+            "foreach": foreach,
+            "capturable": capturable,
+            "differentiable": differentiable,
+            "fused": fused,
+        }
+        super().__init__(params, defaults)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore from a pickle, a copy or a checkpoint."""
+        super().__setstate__(state)
+        for group in self.param_groups:
+            for param in group["params"]:
+                param_state = self.state.get(param)
+                if param_state and not isinstance(param_state["step"], Tensor):
+                    # adamp 0.3.0 and timm count in Python integers.
+                    param_state["step"] = _new_step(param, group, float(param_state["step"]))
+
+    def _init_group(
+        self,
+        group: dict[str, Any],
+        params: list[Tensor],
+        grads: list[Tensor],
+        exp_avgs: list[Tensor],
+        exp_avg_sqs: list[Tensor],
+        state_steps: list[Tensor],
+    ) -> None:
+        # torch.compile runs a method of this name and form as it is instead of tracing it.
+        for param in group["params"]:
+            if param.grad is None:
+                continue
+            state = self.state[param]
+            if not state:
+                state["step"] = _new_step(param, group, 0.0)
+                state["exp_avg"] = zeros_like_moment(param)
+                state["exp_avg_sq"] = zeros_like_moment(param)
+            params.append(param)
+            grads.append(param.grad)
+            exp_avgs.append(state["exp_avg"])
+            exp_avg_sqs.append(state["exp_avg_sq"])
+            state_steps.append(state["step"])
+
+    def _bucket(self, group: dict[str, Any]) -> Bucket:
+        params: list[Tensor] = []
+        grads: list[Tensor] = []
+        exp_avgs: list[Tensor] = []
+        exp_avg_sqs: list[Tensor] = []
+        state_steps: list[Tensor] = []
+        self._init_group(group, params, grads, exp_avgs, exp_avg_sqs, state_steps)
+        beta1, beta2 = group["betas"]
+        rule = AdamRule(
+            lr=group["lr"],
+            beta1=beta1,
+            beta2=beta2,
+            eps=group["eps"],
+            weight_decay=group["weight_decay"],
+            delta=group["delta"],
+            wd_ratio=group["wd_ratio"],
+            nesterov=group["nesterov"],
+            maximize=group["maximize"],
+            capturable=group["capturable"],
+        )
+        return Bucket(params, grads, (exp_avgs, exp_avg_sqs), state_steps, rule)
+
+
+def adamp(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    state_steps: Sequence[Tensor],
+    *,
+    foreach: bool | None = None,
+    capturable: bool = False,
+    differentiable: bool = False,
+    fused: bool | None = None,
+    beta1: float | Tensor,
+    beta2: float | Tensor,
+    lr: float | Tensor,
+    weight_decay: float,
+    eps: float,
+    delta: float,
+    wd_ratio: float,
+    nesterov: bool,
+    maximize: bool,
+) -> None:
+    """Functional form of `AdamP`: one step of these weights, all lists changed in place.
+
+    Args:
+        params: weights of any shapes.
+        grads: a gradient for each.
+        exp_avgs: first moments, float32 or, for float64 weights, float64.
+        exp_avg_sqs: second moments, likewise.
+        state_steps: 0-d tensors, the steps that each weight has taken; advanced by one.
+        foreach: as in `AdamP`, and so are all others.
+        capturable: see `AdamP`.
+        differentiable: see `AdamP`.
+        fused: see `AdamP`.
+        beta1: see `betas` of `AdamP`.
+        beta2: see `betas` of `AdamP`.
+        lr: see `AdamP`.
+        weight_decay: see `AdamP`.
+        eps: see `AdamP`.
+        delta: see `AdamP`.
+        wd_ratio: see `AdamP`.
+        nesterov: see `AdamP`.
+        maximize: see `AdamP`.
+    """
+    rule = AdamRule(
+        lr, beta1, beta2, eps, weight_decay, delta, wd_ratio, nesterov, maximize, capturable
+    )
+    bucket = Bucket(params, grads, (exp_avgs, exp_avg_sqs), state_steps, rule)
+    run([bucket], [{"foreach": foreach, "fused": fused, "differentiable": differentiable}])
+
+
+def _new_step(param: Tensor, group: dict[str, Any], count: float) -> Tensor:
+    # As in torch.optim: counts are kept off the device unless they must not be read back.
+    on_device = group["capturable"] or group["fused"]
+    dtype = torch.float32 if on_device else torch.get_default_dtype()
+    return torch.tensor(count, dtype=dtype, device=param.device if on_device else "cpu")

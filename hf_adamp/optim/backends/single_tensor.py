@@ -1,0 +1,101 @@
+"""One weight after the other, in plain operations: the path to read, and the differentiable one.
+
+Nothing is changed in place until its new value is complete, so autograd can follow a step
+(`differentiable=True`).
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..bucket import AdamRule, Bucket, SGDRule, working_dtype
+from ..projection import Decision, Statistic
+from .scalars import adam_scalars
+
+__all__ = ["accumulate", "apply", "chunk_elements", "name", "refusal"]
+
+name = "single_tensor"
+chunk_elements = None
+
+
+def refusal(bucket: Bucket) -> str | None:
+    """Why this backend cannot serve the bucket: it serves every one."""
+    del bucket
+    return None
+
+
+def accumulate(bucket: Bucket, stats: Tensor, *, recording: bool) -> list[Tensor]:
+    """Advance the moments, write the rows' statistics, return the step of every weight."""
+    del recording  # the fifth statistic is as cheap as the others here
+    steps = _adam_steps(bucket) if isinstance(bucket.rule, AdamRule) else _sgd_steps(bucket)
+    begin = bucket.rows.start
+    for param, grad, step in zip(
+        bucket.params[: bucket.matrices], bucket.grads, steps, strict=False
+    ):
+        rows = slice(begin, begin + param.shape[0])
+        begin = rows.stop
+        weight, grad, step = (t.to(stats.dtype).flatten(1) for t in (param, grad, step))
+        stats[Statistic.DOT, rows] = (grad * weight).sum(1)
+        stats[Statistic.GRAD_SQ, rows] = grad.square().sum(1)
+        stats[Statistic.WEIGHT_SQ, rows] = weight.square().sum(1)
+        stats[Statistic.STEP_DOT, rows] = (step * weight).sum(1)
+        stats[Statistic.STEP_SQ, rows] = step.square().sum(1)
+    return steps
+
+
+def apply(bucket: Bucket, stats: Tensor, decision: Decision | None, steps: list[Tensor]) -> None:
+    """`w ← w + (shift · w − step)`, with a shift for each row or, without rows, weight decay."""
+    del stats
+    begin = bucket.rows.start
+    for index, (param, step) in enumerate(zip(bucket.params, steps, strict=True)):
+        if decision is not None and index < bucket.matrices:
+            rows = slice(begin, begin + param.shape[0])
+            begin = rows.stop
+            factor = decision.shift[rows].reshape(-1, *[1] * (param.ndim - 1))
+        else:
+            factor = -bucket.rule.decay
+        # The clone is what autograd keeps; the weight itself is about to change.
+        weight = param.clone().to(step.dtype)
+        param.copy_(weight + (factor * weight - step))
+
+
+def _adam_steps(bucket: Bucket) -> list[Tensor]:
+    rule = bucket.rule
+    assert isinstance(rule, AdamRule)
+    steps = []
+    for param, grad, exp_avg, exp_avg_sq, step_size, root_correction in zip(
+        bucket.params,
+        bucket.grads,
+        *bucket.moments,
+        *adam_scalars(rule, bucket.state_steps),
+        strict=True,
+    ):
+        grad = _signed(grad, param, rule)
+        average = exp_avg.lerp(grad, 1 - rule.beta1)
+        square = exp_avg_sq * rule.beta2 + (1 - rule.beta2) * grad * grad
+        exp_avg.copy_(average)
+        exp_avg_sq.copy_(square)
+        numerator = grad.lerp(average, rule.beta1) if rule.nesterov else average
+        steps.append(step_size * (numerator / (square.sqrt() / root_correction + rule.eps)))
+    return steps
+
+
+def _sgd_steps(bucket: Bucket) -> list[Tensor]:
+    rule = bucket.rule
+    assert isinstance(rule, SGDRule)
+    steps = []
+    for index, (param, grad) in enumerate(zip(bucket.params, bucket.grads, strict=True)):
+        grad = _signed(grad, param, rule)
+        average = (1 - rule.dampening) * grad
+        if bucket.moments:
+            buffer = bucket.moments[0][index]
+            average = rule.momentum * buffer + average
+            buffer.copy_(average)
+        # The buffer keeps its radial part: Algorithm 1 projects the step, not the momentum.
+        steps.append(rule.lr * (grad + rule.momentum * average if rule.nesterov else average))
+    return steps
+
+
+def _signed(grad: Tensor, param: Tensor, rule: AdamRule | SGDRule) -> Tensor:
+    grad = grad.to(working_dtype(param.dtype))
+    return -grad if rule.maximize else grad

@@ -1,0 +1,173 @@
+"""What AdamP and SGDP share: options, parameter groups, checkpoints, the way into a step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import chain
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import Optimizer, ParamsT, _use_grad_for_differentiable
+
+from .bucket import Bucket, working_dtype
+from .checkpoint import adapt
+from .distributed import refuse_flattened
+from .options import check_options
+from .projection import StepRecord
+from .step import LayoutCache, run
+
+__all__ = ["ProjectedOptimizer", "zeros_like_moment"]
+
+_TORCH_FLAGS = {
+    "maximize": False,
+    "foreach": None,
+    "capturable": False,
+    "differentiable": False,
+    "fused": None,
+}
+
+
+class ProjectedOptimizer(Optimizer):
+    """An optimizer whose updates lose their radial part where a weight is scale-invariant.
+
+    A subclass says how the step before projection comes about: it makes state and buckets.
+
+    Attributes:
+        record_steps: whether a step leaves its record in `last_step`. Costs one more statistic a
+            row, no host sync.
+        last_step: the records of the latest step, one for each device, precision and backend.
+    """
+
+    # The moments' names in the state and, for each, those that other optimizers give it.
+    state_aliases: ClassVar[dict[str, tuple[str, ...]]] = {}
+
+    def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
+        check_options(defaults)
+        self._reset_caches()
+        super().__init__(params, defaults)
+
+    def _reset_caches(self) -> None:
+        self._layouts: LayoutCache = {}
+        self.record_steps = False
+        self.last_step: list[StepRecord] = []
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add weights with options of their own, as in torch.optim.
+
+        Raises:
+            TypeError: for an option of the wrong type, or complex weights.
+            ValueError: for an option out of range.
+            RuntimeError: for weights whose rows cannot be seen (flattened shards).
+        """
+        check_options({**self.defaults, **param_group})
+        super().add_param_group(param_group)
+        try:
+            self._check_weights(len(self.param_groups) - 1)
+        except (TypeError, RuntimeError):
+            self.param_groups.pop()
+            raise
+
+    def _check_weights(self, group_index: int) -> None:
+        for index, param in enumerate(self.param_groups[group_index]["params"]):
+            name = self._name(group_index, index)
+            if param.is_complex():
+                raise TypeError(
+                    f"{name} is complex, which the projection is not defined for; "
+                    "pass torch.view_as_real of it."
+                )
+            refuse_flattened(param, name)
+
+    def _name(self, group_index: int, index: int) -> str:
+        names = self.param_groups[group_index].get("param_names")
+        return names[index] if names else f"param_groups[{group_index}]['params'][{index}]"
+
+    @_use_grad_for_differentiable
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Perform one optimization step.
+
+        Args:
+            closure: reevaluates the model and returns the loss.
+
+        Returns:
+            The closure's loss, if there is one.
+
+        Raises:
+            RuntimeError: for a gradient that is sparse, or an explicit `foreach`, `fused` or
+                `capturable` that cannot be honoured. Nothing is changed then.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        if not torch.compiler.is_compiling():
+            self._check_before_step()
+        buckets = [self._bucket(group) for group in self.param_groups]
+        flags = [
+            {flag: group[flag] for flag in ("foreach", "fused", "differentiable")}
+            for group in self.param_groups
+        ]
+        records = run(buckets, flags, layouts=self._layouts, recording=self.record_steps)
+        if self.record_steps:
+            self.last_step = records
+        return loss
+
+    def _bucket(self, group: dict[str, Any]) -> Bucket:
+        """The weights of a group that have a gradient, their state made where it is missing."""
+        raise NotImplementedError
+
+    def _check_before_step(self) -> None:
+        """Find what would make a step fail, before it has changed anything."""
+        for group_index, group in enumerate(self.param_groups):
+            for index, param in enumerate(group["params"]):
+                grad = param.grad
+                if grad is None:
+                    continue
+                if group["capturable"] and param.is_cpu:
+                    raise RuntimeError(
+                        f"capturable=True is for accelerators; {self._name(group_index, index)} is "
+                        "on the CPU; use capturable=False."
+                    )
+                if grad.layout != torch.strided:
+                    raise RuntimeError(
+                        f"{self._name(group_index, index)} has a sparse gradient, whose missing "
+                        "rows the projection would need; make it dense (`nn.Embedding(..., "
+                        "sparse=False)`) or use torch.optim.SparseAdam for it."
+                    )
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore from a pickle, a copy or a checkpoint."""
+        super().__setstate__(state)
+        if not hasattr(self, "_layouts"):
+            self._reset_caches()
+        for group in self.param_groups:
+            for flag, default in _TORCH_FLAGS.items():
+                group.setdefault(flag, default)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a checkpoint of this optimizer or of one that it replaces.
+
+        Understood are adamp 0.3.0, timm and torch.optim's Adam, AdamW and SGD. Options that the
+        checkpoint does not have keep their current values.
+
+        Raises:
+            ValueError: for groups that do not match, or a checkpoint with `amsgrad=True`.
+        """
+        state_dict = adapt(state_dict, self.param_groups, self.state_aliases)
+        super().load_state_dict(state_dict)
+        # torch casts state to the weight's dtype; ours is kept in the working precision.
+        saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
+        params = chain.from_iterable(group["params"] for group in self.param_groups)
+        for key, param in zip(saved, params, strict=True):
+            dtype = working_dtype(param.dtype)
+            if dtype != param.dtype and key in state_dict["state"]:
+                for name in self.state_aliases:
+                    if (value := state_dict["state"][key].get(name)) is not None:
+                        self.state[param][name] = value.to(dtype=dtype, device=param.device)
+
+
+def zeros_like_moment(param: Tensor) -> Tensor:
+    """A moment of the weight before its first step, in memory as the weight is."""
+    return torch.zeros_like(
+        param, dtype=working_dtype(param.dtype), memory_format=torch.preserve_format
+    )

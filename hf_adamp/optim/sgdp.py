@@ -1,0 +1,179 @@
+"""SGDP: SGD with momentum whose updates lose their radial part where a weight is scale-invariant.
+
+    p_t = β p_{t−1} + ∇f(w);   w ← w − lr · Π_w(p_t)   where |cos(w, ∇w)| < δ/√dim
+
+Source: Heo et al., ICLR 2021, https://arxiv.org/abs/2006.08217, Algorithm 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from .bucket import Bucket, SGDRule
+from .optimizer import ProjectedOptimizer, zeros_like_moment
+from .step import run
+
+__all__ = ["SGDP", "sgdp"]
+
+
+class SGDP(ProjectedOptimizer):
+    """Implements SGDP, SGD with momentum for networks with normalization layers.
+
+    Works as `AdamP` does, on SGD's update. Weight decay is decoupled and, as in NAVER's
+    reference, scaled by `1 / (1 − momentum)`.
+
+    One thing differs from `adamp` 0.3.0 on purpose: without Nesterov momentum its update *is* the
+    momentum buffer, so projecting the update also strips the buffer of its radial part. The
+    paper's Algorithm 1 and timm project a copy, and so does this class.
+
+    Args:
+        params: weights, `(name, weight)` pairs or param groups, as for torch.optim.
+        lr: learning rate, at least 0.
+        momentum: momentum, in [0, 1).
+        dampening: dampening of the gradient in the momentum, in [0, 1]; from the first step on.
+        weight_decay: decoupled weight decay, at least 0.
+        nesterov: whether to look ahead, `g + momentum · buf` in place of `buf`.
+        eps: added to the norms, at least 0.
+        delta: threshold of the test, at least 0 (the paper's δ).
+        wd_ratio: factor on weight decay of projected weights, in [0, 1].
+        maximize: whether to ascend.
+        foreach: see `AdamP`.
+        capturable: accepted for symmetry with `AdamP`: no step of SGDP reads from the device.
+        differentiable: whether autograd may follow the step.
+        fused: see `AdamP`.
+
+    Raises:
+        TypeError: for an option of the wrong type, or complex weights.
+        ValueError: for an option out of range, or `nesterov` without momentum.
+        RuntimeError: for options that exclude each other, or weights whose rows cannot be seen
+            (the flattened shards of FSDP1 and DeepSpeed ZeRO).
+
+    Example:
+        >>> optimizer = SGDP(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-5)
+        >>> loss(model(inputs), targets).backward()
+        >>> optimizer.step()
+        >>> optimizer.zero_grad()
+
+    Source: Heo et al., ICLR 2021, https://arxiv.org/abs/2006.08217, Algorithm 1; defaults are
+    those of NAVER's `adamp` 0.3.0.
+    """
+
+    # adamp 0.3.0 and timm call it `momentum`, and so can load our checkpoints.
+    state_aliases: ClassVar[dict[str, tuple[str, ...]]] = {"momentum": ("momentum_buffer",)}
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor,
+        momentum: float = 0,
+        dampening: float = 0,
+        weight_decay: float = 0,
+        nesterov: bool = False,
+        eps: float = 1e-8,
+        delta: float = 0.1,
+        wd_ratio: float = 0.1,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "dampening": dampening,
+            "weight_decay": weight_decay,
+            "nesterov": nesterov,
+            "eps": eps,
+            "delta": delta,
+            "wd_ratio": wd_ratio,
+            "maximize": maximize,
+            "foreach": foreach,
+            "capturable": capturable,
+            "differentiable": differentiable,
+            "fused": fused,
+        }
+        super().__init__(params, defaults)
+
+    def _init_group(
+        self,
+        group: dict[str, Any],
+        params: list[Tensor],
+        grads: list[Tensor],
+        momentum_buffers: list[Tensor],
+    ) -> None:
+        for param in group["params"]:
+            if param.grad is None:
+                continue
+            params.append(param)
+            grads.append(param.grad)
+            if group["momentum"]:
+                state = self.state[param]
+                if "momentum" not in state:
+                    state["momentum"] = zeros_like_moment(param)
+                momentum_buffers.append(state["momentum"])
+
+    def _bucket(self, group: dict[str, Any]) -> Bucket:
+        params: list[Tensor] = []
+        grads: list[Tensor] = []
+        momentum_buffers: list[Tensor] = []
+        self._init_group(group, params, grads, momentum_buffers)
+        rule = SGDRule(
+            lr=group["lr"],
+            momentum=group["momentum"],
+            dampening=group["dampening"],
+            eps=group["eps"],
+            weight_decay=group["weight_decay"],
+            delta=group["delta"],
+            wd_ratio=group["wd_ratio"],
+            nesterov=group["nesterov"],
+            maximize=group["maximize"],
+        )
+        return Bucket(params, grads, (momentum_buffers,) if group["momentum"] else (), (), rule)
+
+
+def sgdp(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    momentum_buffers: Sequence[Tensor],
+    *,
+    foreach: bool | None = None,
+    differentiable: bool = False,
+    fused: bool | None = None,
+    lr: float | Tensor,
+    momentum: float,
+    dampening: float,
+    weight_decay: float,
+    nesterov: bool,
+    eps: float,
+    delta: float,
+    wd_ratio: float,
+    maximize: bool,
+) -> None:
+    """Functional form of `SGDP`: one step of these weights, all lists changed in place.
+
+    Args:
+        params: weights of any shapes.
+        grads: a gradient for each.
+        momentum_buffers: a buffer for each, zeros at first; empty without momentum.
+        foreach: as in `SGDP`, and so are all others.
+        differentiable: see `SGDP`.
+        fused: see `SGDP`.
+        lr: see `SGDP`.
+        momentum: see `SGDP`.
+        dampening: see `SGDP`.
+        weight_decay: see `SGDP`.
+        nesterov: see `SGDP`.
+        eps: see `SGDP`.
+        delta: see `SGDP`.
+        wd_ratio: see `SGDP`.
+        maximize: see `SGDP`.
+    """
+    rule = SGDRule(lr, momentum, dampening, eps, weight_decay, delta, wd_ratio, nesterov, maximize)
+    bucket = Bucket(params, grads, (momentum_buffers,) if momentum else (), (), rule)
+    run([bucket], [{"foreach": foreach, "fused": fused, "differentiable": differentiable}])

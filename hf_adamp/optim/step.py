@@ -1,0 +1,195 @@
+"""The step itself: accumulate → decide → apply, for the weights of all param groups together.
+
+A *section* is what is decided at once: all weights of one device, precision and backend, or on a
+CPU a chunk of them that stays in cache between the three stages.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import accumulate as running_sum
+from itertools import pairwise
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from . import projection
+from .backends import Backend, choose
+from .bucket import Bucket, Scalar, working_dtype
+from .projection import Layout, Statistic, StepRecord
+
+__all__ = ["LayoutCache", "run"]
+
+LayoutCache: TypeAlias = dict[Any, Layout]
+Flags: TypeAlias = dict[str, bool | None]
+
+# A new set of weights (another task, a frozen layer) makes a new layout; few are ever live.
+_CACHED_LAYOUTS = 64
+
+
+def run(
+    buckets: Sequence[Bucket],
+    flags: Sequence[Flags],
+    *,
+    layouts: LayoutCache | None = None,
+    recording: bool = False,
+) -> list[StepRecord]:
+    """Update the weights of all buckets.
+
+    Args:
+        buckets: one a param group; devices, dtypes and shapes may be mixed in each.
+        flags: `foreach`, `fused` and `differentiable` for each bucket.
+        layouts: where layouts are kept from step to step; None keeps none.
+        recording: whether to derive records, which costs one more statistic a row.
+
+    Returns:
+        One record for every section that has weights with rows, if recording.
+
+    Raises:
+        RuntimeError: if a flag asks for a backend that cannot serve a weight. Raised before
+            anything is changed.
+    """
+    sections: dict[Any, list[Bucket]] = defaultdict(list)
+    for bucket, flag in zip(buckets, flags, strict=True):
+        for part in _split_by_kind(bucket):
+            param = part.params[0]
+            backend = choose(part, **flag)
+            sections[backend, param.device, working_dtype(param.dtype)].append(part)
+
+    for bucket in buckets:
+        _count_step(bucket.state_steps)
+    records = []
+    for (backend, _, dtype), parts in sections.items():
+        for chunk in _chunks(parts, backend.chunk_elements):
+            record = _run_section(chunk, backend, dtype, layouts, recording=recording)
+            records.extend(record)
+    return records
+
+
+def _count_step(state_steps: Sequence[Tensor]) -> None:
+    if not state_steps:
+        return
+    if state_steps[0].is_cpu and not torch.compiler.is_compiling():
+        # A Python 1 would be wrapped into a tensor again for every weight.
+        torch._foreach_add_(list(state_steps), torch.tensor(1.0), alpha=1.0)
+    else:
+        torch._foreach_add_(list(state_steps), 1)
+
+
+def _run_section(
+    buckets: list[Bucket],
+    backend: Backend,
+    dtype: torch.dtype,
+    layouts: LayoutCache | None,
+    *,
+    recording: bool,
+) -> list[StepRecord]:
+    weights = _running_slices(bucket.matrices for bucket in buckets)
+    rows = _running_slices(_row_count(bucket) for bucket in buckets)
+    buckets = [
+        replace(bucket, weights=w, rows=r)
+        for bucket, w, r in zip(buckets, weights, rows, strict=True)
+    ]
+    row_count = rows[-1].stop
+    device = buckets[0].params[0].device
+    stats = torch.zeros(len(Statistic), row_count, dtype=dtype, device=device)
+
+    pending = [backend.accumulate(bucket, stats, recording=recording) for bucket in buckets]
+    decision, layout = None, None
+    if row_count:
+        layout = _layout(buckets, dtype, device, layouts)
+        decision = projection.decide(stats, layout, *_decays(buckets, stats))
+    for bucket, state in zip(buckets, pending, strict=True):
+        backend.apply(bucket, stats, decision, state)
+
+    if not recording or layout is None or decision is None:
+        return []
+    # Sized anew: a backend may have learnt step·w after the decision, which does not need it.
+    shift = projection.shift_rows(stats, layout, decision.views, *_decays(buckets, stats))
+    params = [param for bucket in buckets for param in bucket.params[: bucket.matrices]]
+    return [projection.record(params, stats, layout, decision.views, shift)]
+
+
+def _running_slices(counts: Iterable[int]) -> list[slice]:
+    ends = list(running_sum(counts, initial=0))
+    return [slice(begin, end) for begin, end in pairwise(ends)]
+
+
+def _row_count(bucket: Bucket) -> int:
+    return sum(param.shape[0] for param in bucket.params[: bucket.matrices])
+
+
+def _split_by_kind(bucket: Bucket) -> Iterator[Bucket]:
+    """Parts of one device, dtype and gradient dtype, weights with rows first in each."""
+    kinds: dict[Any, tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
+    for index, (param, grad) in enumerate(zip(bucket.params, bucket.grads, strict=True)):
+        matrices, vectors = kinds[param.device, param.dtype, grad.dtype]
+        (matrices if projection.has_rows(param.shape) else vectors).append(index)
+    for matrices, vectors in kinds.values():
+        yield replace(bucket.take(matrices + vectors), matrices=len(matrices))
+
+
+def _chunks(buckets: list[Bucket], limit: int | None) -> Iterator[list[Bucket]]:
+    """Runs of weights with at most `limit` elements in all, or one weight; None sets no limit."""
+    if limit is None or torch.compiler.is_compiling():
+        yield buckets
+        return
+    chunk, size = [], 0
+    for bucket in buckets:
+        begin = 0
+        for index, param in enumerate(bucket.params):
+            if size and size + param.numel() > limit:
+                yield [*chunk, bucket.part(begin, index)] if index > begin else chunk
+                chunk, size, begin = [], 0, index
+            size += param.numel()
+        chunk.append(bucket.part(begin, len(bucket.params)))
+    yield chunk
+
+
+def _layout(
+    buckets: list[Bucket], dtype: torch.dtype, device: torch.device, layouts: LayoutCache | None
+) -> Layout:
+    shapes = [tuple(p.shape for p in bucket.params[: bucket.matrices]) for bucket in buckets]
+    options = [(bucket.rule.delta, bucket.rule.eps) for bucket in buckets]
+    key = (tuple(shapes), tuple(options), dtype, device)
+    # A compiled step keeps nothing: the tensors it builds belong to its graph.
+    cached = layouts is not None and not torch.compiler.is_compiling()
+    if cached and key in layouts:
+        return layouts[key]
+    counts = [len(shape) for shape in shapes]
+    layout = Layout.build(
+        [shape for group in shapes for shape in group],
+        [delta for (delta, _), n in zip(options, counts, strict=True) for _ in range(n)],
+        [eps for (_, eps), n in zip(options, counts, strict=True) for _ in range(n)],
+        dtype=dtype,
+        device=device,
+    )
+    if cached:
+        if len(layouts) >= _CACHED_LAYOUTS:
+            layouts.clear()
+        layouts[key] = layout
+    return layout
+
+
+def _decays(buckets: list[Bucket], like: Tensor) -> tuple[Tensor, Tensor]:
+    """(W,) what weight decay takes from each weight, and the same where it is projected."""
+    rules = [(bucket.matrices, bucket.rule) for bucket in buckets]
+    return (
+        _per_weight([(n, rule.decay) for n, rule in rules], like),
+        _per_weight([(n, rule.decay * rule.wd_ratio) for n, rule in rules], like),
+    )
+
+
+def _per_weight(values: list[tuple[int, Scalar]], like: Tensor) -> Tensor:
+    # Filled on the device: a copy from the host would have to be waited for.
+    return torch.cat(
+        [
+            value.to(like, non_blocking=True).reshape(1).expand(count)
+            if isinstance(value, Tensor)
+            else like.new_full((count,), value)
+            for count, value in values
+        ]
+    )
