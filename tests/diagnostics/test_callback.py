@@ -1,0 +1,201 @@
+"""ProjectionLog inside a real Trainer: what arrives where, and what it leaves behind."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from hf_adamp import AdamP, ProjectionLog
+
+COMMON = {"weight_norm", "effective_step"}
+PROJECTION = {"projected_channel", "projected_layer", "radial_share"}
+
+
+class Net(nn.Module):
+    """A normalized convolution and a classifier, with the loss in its output."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3, bias=False)
+        self.norm = nn.BatchNorm2d(4)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, pixel_values, labels):
+        logits = self.head(self.norm(self.conv(pixel_values)).relu().mean((2, 3)))
+        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+class Reporter(TrainerCallback):
+    """Stands where TensorBoard, wandb and trackio do: among the callbacks before a user's."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        self.seen.append(dict(logs))
+
+
+def make_trainer(folder, callbacks, *, optimizer=AdamP, steps=6, **arguments):
+    torch.manual_seed(0)
+    data = [{"pixel_values": torch.randn(1, 6, 6), "labels": i % 3} for i in range(24)]
+    options = {"logging_steps": 2, "max_steps": steps, "save_strategy": "no", **arguments}
+    args = TrainingArguments(
+        str(folder), use_cpu=True, report_to="none", disable_tqdm=True, **options
+    )
+    model = Net()
+    optimizers = (optimizer(model.parameters(), lr=0.01), None)
+    return Trainer(
+        model=model,
+        args=args,
+        train_dataset=data,
+        eval_dataset=data,
+        callbacks=callbacks,
+        optimizers=optimizers,
+    )
+
+
+def losses_of(entries):
+    return [entry for entry in entries if "loss" in entry]
+
+
+def read_lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_numbers_reach_the_reporters_and_the_history_together(tmp_path):
+    reporter = Reporter()
+    trainer = make_trainer(tmp_path, [reporter, ProjectionLog()], eval_strategy="steps")
+    trainer.train()
+    reported, filed = losses_of(reporter.seen), losses_of(trainer.state.log_history)
+    assert len(reported) == len(filed) == 3
+    for seen, entry in zip(reported, filed, strict=True):
+        assert seen.keys() >= COMMON | PROJECTION
+        assert {key: entry[key] for key in seen} == seen
+        assert all(isinstance(value, float) for value in seen.values())
+
+
+def test_numbers_join_no_evaluation_and_no_closing_log(tmp_path):
+    reporter = Reporter()
+    trainer = make_trainer(tmp_path, [reporter, ProjectionLog()], eval_strategy="steps")
+    trainer.train()
+    others = [logs for logs in reporter.seen if "loss" not in logs]
+    assert len(others) == 4
+    assert all(COMMON.isdisjoint(logs) for logs in others)
+
+
+def test_callback_added_to_a_finished_trainer_reports_too(tmp_path):
+    reporter = Reporter()
+    trainer = make_trainer(tmp_path, [reporter])
+    trainer.add_callback(ProjectionLog())
+    trainer.train()
+    assert losses_of(reporter.seen)[0].keys() >= COMMON
+
+
+def test_other_optimizers_get_norms_and_no_projection(tmp_path):
+    trainer = make_trainer(tmp_path, [ProjectionLog()], optimizer=torch.optim.AdamW)
+    trainer.train()
+    for entry in losses_of(trainer.state.log_history):
+        assert entry.keys() >= COMMON
+        assert PROJECTION.isdisjoint(entry)
+
+
+@pytest.mark.parametrize("optimizer", [AdamP, torch.optim.AdamW])
+def test_log_of_the_first_step_tells_the_initial_norm(tmp_path, optimizer):
+    trainer = make_trainer(
+        tmp_path, [ProjectionLog()], optimizer=optimizer, logging_first_step=True
+    )
+    weights = [trainer.model.conv.weight, trainer.model.head.weight]
+    expected = sum(float(w.detach().square().sum()) for w in weights) ** 0.5
+    trainer.train()
+    assert trainer.state.log_history[0]["weight_norm"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("optimizer", [AdamP, torch.optim.AdamW])
+def test_epoch_logging_has_the_numbers(tmp_path, optimizer):
+    trainer = make_trainer(
+        tmp_path, [ProjectionLog()], optimizer=optimizer, logging_strategy="epoch"
+    )
+    trainer.train()
+    assert all(entry.keys() >= COMMON for entry in losses_of(trainer.state.log_history))
+
+
+def test_accumulated_gradients_count_as_one_step(tmp_path):
+    trainer = make_trainer(tmp_path, [ProjectionLog()], gradient_accumulation_steps=3, steps=4)
+    trainer.train()
+    entries = losses_of(trainer.state.log_history)
+    assert [entry["step"] for entry in entries] == [2, 4]
+    assert all(entry.keys() >= COMMON for entry in entries)
+
+
+def test_kinds_of_modules_are_told_apart_unless_switched_off(tmp_path):
+    for per_kind in (True, False):
+        trainer = make_trainer(tmp_path, [ProjectionLog(per_kind=per_kind)])
+        trainer.train()
+        entry = trainer.state.log_history[0]
+        assert ("weight_norm/Conv2d" in entry) is per_kind
+        assert ("projected_channel/Linear" in entry) is per_kind
+
+
+def test_log_changes_no_weight(tmp_path):
+    trained = []
+    for callbacks in ([], [ProjectionLog(jsonl=tmp_path / "log.jsonl")]):
+        trainer = make_trainer(tmp_path, callbacks, seed=3)
+        trainer.train()
+        trained.append(trainer.model.state_dict())
+    for name, tensor in trained[0].items():
+        assert torch.equal(tensor, trained[1][name]), name
+
+
+def test_recording_ends_with_the_training(tmp_path):
+    trainer = make_trainer(tmp_path, [ProjectionLog()])
+    optimizer = trainer.optimizer
+    trainer.train()
+    assert optimizer.record_steps is False
+
+
+def test_file_holds_one_line_a_weight_behind_one_for_the_model(tmp_path):
+    path = tmp_path / "new" / "log.jsonl"
+    make_trainer(tmp_path, [ProjectionLog(jsonl=path)]).train()
+    lines = read_lines(path)
+    assert [line["weight"] for line in lines[:3]] == [None, "conv.weight", "head.weight"]
+    assert [line["step"] for line in lines] == [2] * 3 + [4] * 3 + [6] * 3
+    model, conv, head = lines[:3]
+    assert model.keys() >= COMMON | PROJECTION | {"loss"}
+    assert conv.keys() >= COMMON | PROJECTION | {"view", "channel_margin", "layer_margin"}
+    assert (conv["kind"], head["kind"]) == ("Conv2d", "Linear")
+    assert conv["view"] in {"none", "channel", "layer"}
+
+
+def test_file_of_an_earlier_run_is_replaced_and_a_resumed_one_continued(tmp_path):
+    path = tmp_path / "log.jsonl"
+    saving = {"save_strategy": "steps", "save_steps": 2}
+    make_trainer(tmp_path, [ProjectionLog(jsonl=path)], steps=4, **saving).train()
+    make_trainer(tmp_path, [ProjectionLog(jsonl=path)], steps=4, **saving).train()
+    assert len(read_lines(path)) == 6
+    make_trainer(tmp_path, [ProjectionLog(jsonl=path)], steps=8, **saving).train(
+        resume_from_checkpoint=True
+    )
+    assert [line["step"] for line in read_lines(path)[::3]] == [2, 4, 6, 8]
+
+
+def test_file_writes_what_is_no_number_as_null(tmp_path):
+    path = tmp_path / "log.jsonl"
+    trainer = make_trainer(tmp_path, [ProjectionLog(jsonl=path)], optimizer=torch.optim.AdamW)
+    with torch.no_grad():
+        trainer.model.head.weight.zero_()
+    trainer.args.learning_rate = 0.0
+    trainer.optimizer.param_groups[0]["lr"] = 0.0
+    trainer.train()
+    assert read_lines(path)[2]["effective_step"] is None
+
+
+def test_diagnostics_import_without_transformers():
+    code = (
+        "import sys; sys.modules['transformers'] = None; "
+        "from hf_adamp.diagnostics import plot_runs; import hf_adamp.diagnostics.steps"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
