@@ -1,0 +1,164 @@
+"""Automatic registration: over import orders, and what it must never do."""
+
+import sys
+from importlib.machinery import ModuleSpec
+
+import pytest
+
+from hf_adamp import _autoload
+
+IMPORT_ORDERS = {
+    "torch_first": "import torch, transformers",
+    "transformers_first": "import transformers, torch",
+    "arguments_import_torch": "from transformers import TrainingArguments",
+    "arguments_module": "import transformers.training_args",
+    "enum": "from transformers.training_args import OptimizerNames",
+    "seq2seq_arguments": "from transformers import Seq2SeqTrainingArguments",
+    "parser": "from transformers import HfArgumentParser",
+    "trainer": "from transformers import Trainer",
+    "trainer_module": "import transformers.trainer",
+    "model": "from transformers import AutoModel",
+    "datasets": "import datasets",
+    "accelerate": "import accelerate",
+    "package": "import hf_adamp",
+    "optimizer": "from hf_adamp import AdamP",
+}
+
+USE = """
+import sys
+from transformers import HfArgumentParser, Trainer, TrainingArguments
+command = ["--output_dir", "out", "--use_cpu", "--optim", "adamp", "--optim_args", "delta=0.05"]
+(args,) = HfArgumentParser(TrainingArguments).parse_args_into_dataclasses(command)
+cls, kwargs = Trainer.get_optimizer_cls_and_kwargs(args)
+assert "hf_adamp" not in sys.argv
+print(cls.__module__, cls.__name__, kwargs["delta"])
+"""
+
+
+@pytest.mark.parametrize("first", IMPORT_ORDERS.values(), ids=IMPORT_ORDERS.keys())
+def test_names_are_known_whatever_is_imported_first(run_python, first):
+    outcome = run_python("-c", f"{first}\n{USE}", automatic=True)
+    assert outcome.stdout.split() == ["hf_adamp.optim.adamp", "AdamP", "0.05"]
+
+
+def test_switch_of_torch_turns_it_off(run_python):
+    outcome = run_python("-c", USE, automatic=False, status=2)
+    assert "invalid choice: 'adamp'" in outcome.stderr
+
+
+LOADED = "print(sorted(m for m in sys.modules if m.startswith(('hf_adamp', 'transformers'))))"
+
+
+def test_import_torch_loads_two_small_modules_and_no_more(run_python):
+    outcome = run_python("-c", f"import sys, torch; {LOADED}", automatic=True)
+    assert outcome.stdout.strip() == "['hf_adamp', 'hf_adamp._autoload', 'hf_adamp._version']"
+
+
+def test_import_of_the_package_loads_neither_torch_nor_transformers(run_python):
+    code = "import sys, hf_adamp; print({'torch', 'transformers'} & set(sys.modules))"
+    assert run_python("-c", code).stdout.strip() == "set()"
+
+
+def test_register_loads_neither_torch_nor_transformers(run_python):
+    code = "import sys, hf_adamp; hf_adamp.register(); print({'torch'} & set(sys.modules))"
+    assert run_python("-c", f"{code}; {LOADED}").stdout.splitlines()[0] == "set()"
+
+
+def test_failed_registration_is_silent_until_asked_for(run_python):
+    broken = """
+import sys, torch
+from hf_adamp.integration import registration
+def fail(): raise RuntimeError("no such place")
+registration.add_names = registration.add_dispatch = fail
+import transformers.training_args, transformers.trainer
+print("silent")
+import hf_adamp
+hf_adamp.register()
+"""
+    outcome = run_python("-c", broken, automatic=True, status=1)
+    assert outcome.stdout.strip() == "silent"
+    assert outcome.stderr.splitlines()[-1] == "RuntimeError: no such place"
+
+
+def test_import_of_transformers_fails_loudly_after_explicit_register(run_python):
+    broken = """
+from hf_adamp.integration import registration
+def fail(): raise RuntimeError("no such place")
+registration.add_names = fail
+registration.register()
+import transformers.training_args
+"""
+    outcome = run_python("-c", broken, status=1)
+    assert outcome.stderr.splitlines()[-1] == "RuntimeError: no such place"
+
+
+@pytest.fixture
+def module_file(tmp_path, monkeypatch):
+    """A module that can be imported, and fails to import while its file says so."""
+    monkeypatch.syspath_prepend(tmp_path)
+    name = "hf_adamp_awaited"
+    yield tmp_path / f"{name}.py"
+    sys.modules.pop(name, None)
+    _autoload._callbacks.pop(name, None)
+
+
+def finders():
+    return [finder for finder in sys.meta_path if finder is _autoload._finder]
+
+
+def test_callback_comes_after_the_module_is_complete(module_file):
+    module_file.write_text("first = 1\nlast = 2\n")
+    seen = []
+    _autoload.when_imported(module_file.stem, lambda: seen.append(vars(awaited())["last"]))
+    assert (seen, len(finders())) == ([], 1)
+    __import__(module_file.stem)
+    assert seen == [2]
+    assert finders() == []
+    assert type(awaited().__spec__) is ModuleSpec
+
+
+def awaited():
+    return sys.modules["hf_adamp_awaited"]
+
+
+def test_same_callback_is_called_once(module_file):
+    module_file.write_text("")
+    seen = []
+
+    def callback():
+        seen.append(1)
+
+    _autoload.when_imported(module_file.stem, callback)
+    _autoload.when_imported(module_file.stem, callback)
+    __import__(module_file.stem)
+    assert seen == [1]
+
+
+def test_callback_comes_at_once_for_a_loaded_module():
+    seen = []
+    _autoload.when_imported("json", lambda: seen.append(1))
+    assert seen == [1]
+    assert finders() == []
+
+
+def test_callback_waits_for_a_module_that_is_half_executed(module_file):
+    module_file.write_text(
+        "from hf_adamp import _autoload\n"
+        "seen = []\n"
+        "_autoload.when_imported(__name__, lambda: seen.append(last))\n"
+        "assert seen == []\n"
+        "last = 2\n"
+    )
+    assert __import__(module_file.stem).seen == [2]
+
+
+def test_callback_waits_for_the_import_that_succeeds(module_file):
+    module_file.write_text("raise ImportError('not yet')\n")
+    seen = []
+    _autoload.when_imported(module_file.stem, lambda: seen.append(1))
+    with pytest.raises(ImportError, match="not yet"):
+        __import__(module_file.stem)
+    assert seen == []
+    module_file.write_text("ready = True  # longer than before, so that the cache is stale\n")
+    __import__(module_file.stem)
+    assert seen == [1]
