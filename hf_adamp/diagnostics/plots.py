@@ -25,7 +25,7 @@ class _Panel(NamedTuple):
 
 _PANELS = (
     _Panel("loss", "Training loss", "cross-entropy (nats)", "log"),
-    _Panel("weight_norm", "Weight norm", "‖w‖, all weights of 2 or more dimensions", "linear"),
+    _Panel("weight_norm", "Weight norm", "‖w‖ of all weights, 2-D and up", "linear"),
     _Panel("effective_step", "Effective step", "‖Δw‖ / ‖w‖ per optimizer step", "log"),
 )
 # Okabe and Ito's palette, which colour-blind readers can tell apart: https://jfly.uni-koeln.de/color/
