@@ -32,8 +32,8 @@ format: $(VENV)/.dev ## let ruff format and repair what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.dev ## time the optimizer step beside torch's and other packages'
-	$(BIN)/python -m tests.benchmarks
+bench: $(VENV)/.bench ## time the optimizer step beside torch's and other packages'
+	PYTHONPATH=$(VENV)/bench $(BIN)/python -m tests.benchmarks
 
 clean: ## remove the virtual environment, runs and caches
 	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -51,3 +51,10 @@ $(VENV)/.demo: $(INPUTS) | $(BIN)/python
 $(VENV)/.dev: $(INPUTS) | $(BIN)/python
 	$(INSTALL) '.[dev]'
 	@touch $@ $(VENV)/.demo
+
+# In a folder of their own and without what they depend on: timm asks for torchvision, and where it
+# finds none, its import fails, and with it that of everything which tries it (Accelerate's CLI).
+$(VENV)/.bench: $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --upgrade --no-deps \
+	    --target $(VENV)/bench timm pytorch_optimizer torch-optimizer pytorch-ranger
+	@touch $@
