@@ -14,6 +14,7 @@ from hf_adamp.diagnostics.plots import plot_runs, read_run
 
 # Column title, decimals, scale.
 COLUMNS = {
+    "validation_loss": ("validation loss", 4, 1),
     "test_accuracy": ("test accuracy %", 2, 100),
     "test_loss": ("test loss", 4, 1),
     "train_runtime": ("seconds", 1, 1),
@@ -25,7 +26,7 @@ COLUMNS = {
 def read_result(run: Path) -> dict[str, float]:
     """Return what one run ended with, and the mean of its effective steps."""
     results = {}
-    for split in ("train", "test"):
+    for split in ("train", "validation", "test"):
         results |= json.loads((run / f"{split}_results.json").read_text())
     rows = read_run(run / "projection.jsonl")
     results["weight_norm"] = rows[-1]["weight_norm"]

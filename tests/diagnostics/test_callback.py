@@ -10,6 +10,7 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from hf_adamp import AdamP, ProjectionLog
+from hf_adamp.diagnostics.steps import SnapshotSteps
 
 COMMON = {"weight_norm", "effective_step"}
 PROJECTION = {"projected_channel", "projected_layer", "radial_share"}
@@ -121,6 +122,29 @@ def test_epoch_logging_has_the_numbers(tmp_path, optimizer):
     )
     trainer.train()
     assert all(entry.keys() >= COMMON for entry in losses_of(trainer.state.log_history))
+
+
+def test_weights_are_copied_only_for_steps_that_are_logged(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(SnapshotSteps, "before_step", lambda self, *, wanted: asked.append(wanted))
+    trainer = make_trainer(
+        tmp_path, [ProjectionLog()], optimizer=torch.optim.AdamW, logging_first_step=True
+    )
+    trainer.train()
+    assert asked == [True, True, False, True, False, True]
+
+
+def test_step_that_the_scaler_skipped_is_not_counted(tmp_path):
+    log = ProjectionLog()
+    trainer = make_trainer(tmp_path, [log])
+    optimizer = trainer.optimizer
+    optimizer.step_was_skipped = True
+    event = (trainer.args, trainer.state, trainer.control)
+    log.on_pre_optimizer_step(*event, optimizer=optimizer)
+    log.on_optimizer_step(*event, optimizer=optimizer)
+    logs = {"loss": 1.0}
+    log.on_log(*event, logs=logs)
+    assert logs == {"loss": 1.0}
 
 
 def test_accumulated_gradients_count_as_one_step(tmp_path):
