@@ -1,0 +1,113 @@
+"""The optimizers that the benchmarks compare: ours, torch's and other packages'."""
+
+import importlib
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any
+
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+__all__ = ["FAMILIES", "Contender", "Family", "NotAvailableError"]
+
+
+class NotAvailableError(Exception):
+    """A contender cannot be had on this machine; the message says why."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A class of a package and the options that make it a variant."""
+
+    package: str
+    class_name: str
+    options: dict[str, Any] = field(default_factory=dict)
+    # What is no AdamP or SGDP has other weights after a step, by intention.
+    same_algorithm: bool = True
+
+    @property
+    def label(self) -> str:
+        """Name in a table."""
+        options = ", ".join(f"{name}={value}" for name, value in self.options.items())
+        return f"{self.package} {self.class_name}" + (f"({options})" if options else "")
+
+    def make(self, parameters: Iterable[Parameter], settings: dict[str, Any]) -> Optimizer:
+        """Build the optimizer.
+
+        Raises:
+            NotAvailableError: if its package is missing or does not import.
+        """
+        try:
+            module = _optim_of_timm() if self.package == "timm" else self._module()
+        except ModuleNotFoundError as error:
+            if error.name == self.package:
+                raise NotAvailableError("not installed") from error
+            raise NotAvailableError(f"does not import without {error.name}") from error
+        return getattr(module, self.class_name)(parameters, **settings, **self.options)
+
+    def _module(self) -> ModuleType:
+        return importlib.import_module("torch.optim" if self.package == "torch" else self.package)
+
+
+def _optim_of_timm() -> ModuleType:
+    """Load timm.optim's files without timm itself, which does not import without torchvision."""
+    spec = find_spec("timm")
+    if spec is None:
+        raise ModuleNotFoundError("No module named 'timm'", name="timm")
+    package = ModuleType("timm_optim_alone")
+    package.__path__ = [f"{place}/optim" for place in spec.submodule_search_locations or ()]
+    sys.modules[package.__name__] = package
+    for name, class_name in (("adamp", "AdamP"), ("sgdp", "SGDP")):
+        module = importlib.import_module(f"{package.__name__}.{name}")
+        setattr(package, class_name, getattr(module, class_name))
+    return package
+
+
+@dataclass(frozen=True)
+class Family:
+    """Contenders of one algorithm in a table's order, and the settings that all of them get."""
+
+    settings: dict[str, Any]
+    contenders: tuple[Contender, ...]
+    yardstick: Contender
+    reference: Contender
+
+    @property
+    def others(self) -> tuple[Contender, ...]:
+        """All but the yardstick and the reference."""
+        return tuple(c for c in self.contenders if c not in (self.yardstick, self.reference))
+
+
+def _family(ours: str, torchs: str, settings: dict[str, Any]) -> Family:
+    def torch_variant(**options: bool) -> Contender:
+        return Contender("torch", torchs, options, same_algorithm=False)
+
+    yardstick, reference = torch_variant(fused=True), Contender("adamp", ours)
+    contenders = (
+        Contender("hf_adamp", ours),
+        Contender("hf_adamp", ours, {"fused": True}),
+        Contender("hf_adamp", ours, {"foreach": True}),
+        Contender("hf_adamp", ours, {"foreach": False}),
+        yardstick,
+        torch_variant(foreach=True),
+        torch_variant(foreach=False),
+        reference,
+        Contender("timm", ours),
+        Contender("pytorch_optimizer", ours),
+        Contender("pytorch_optimizer", ours, {"foreach": True}),
+        Contender("torch_optimizer", ours),
+    )
+    return Family(settings, contenders, yardstick, reference)
+
+
+FAMILIES = {
+    "adamp": _family("AdamP", "AdamW", {"lr": 1e-3, "weight_decay": 0.01}),
+    # With Nesterov's momentum, because adamp 0.3.0 without it projects its momentum buffer in
+    # place, which the paper's Algorithm 1 does not: there would be two right answers.
+    "sgdp": _family(
+        "SGDP", "SGD", {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 1e-4}
+    ),
+}
