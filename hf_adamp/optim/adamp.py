@@ -7,14 +7,14 @@ Source: Heo et al., ICLR 2021, https://arxiv.org/abs/2006.08217, Algorithm 2.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from .bucket import AdamRule, Bucket
+from .backends import Flags
+from .bucket import AdamRule, Bucket, working_dtype
 from .optimizer import ProjectedOptimizer, zeros_like_moment
 from .step import run
 
@@ -162,11 +162,11 @@ class AdamP(ProjectedOptimizer):
 
 
 def adamp(
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    exp_avgs: Sequence[Tensor],
-    exp_avg_sqs: Sequence[Tensor],
-    state_steps: Sequence[Tensor],
+    params: list[Tensor],
+    grads: list[Tensor],
+    exp_avgs: list[Tensor],
+    exp_avg_sqs: list[Tensor],
+    state_steps: list[Tensor],
     *,
     foreach: bool | None = None,
     capturable: bool = False,
@@ -208,11 +208,12 @@ def adamp(
         lr, beta1, beta2, eps, weight_decay, delta, wd_ratio, nesterov, maximize, capturable
     )
     bucket = Bucket(params, grads, (exp_avgs, exp_avg_sqs), state_steps, rule)
-    run([bucket], [{"foreach": foreach, "fused": fused, "differentiable": differentiable}])
+    run([bucket], [Flags(foreach, fused, differentiable)])
 
 
 def _new_step(param: Tensor, group: dict[str, Any], count: float) -> Tensor:
     # As in torch.optim: counts are kept off the device unless they must not be read back.
     on_device = group["capturable"] or group["fused"]
-    dtype = torch.float32 if on_device else torch.get_default_dtype()
+    # Below float32 a count would stop: 256 + 1 is 256 in bfloat16.
+    dtype = torch.float32 if on_device else working_dtype(torch.get_default_dtype())
     return torch.tensor(count, dtype=dtype, device=param.device if on_device else "cpu")

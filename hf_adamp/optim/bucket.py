@@ -89,10 +89,10 @@ class Bucket:
         rows: the bucket's rows in the section's statistics buffer, likewise.
     """
 
-    params: Sequence[Tensor]
-    grads: Sequence[Tensor]
-    moments: tuple[Sequence[Tensor], ...]
-    state_steps: Sequence[Tensor]
+    params: list[Tensor]
+    grads: list[Tensor]
+    moments: tuple[list[Tensor], ...]
+    state_steps: list[Tensor]
     rule: Rule
     matrices: int = 0
     weights: slice = field(default_factory=lambda: slice(0, 0))
@@ -107,11 +107,11 @@ class Bucket:
         matrices = min(max(self.matrices - begin, 0), end - begin)
         return replace(self._map(lambda tensors: tensors[begin:end]), matrices=matrices)
 
-    def _map(self, pick: Callable[[Sequence[Tensor]], Sequence[Tensor]]) -> Bucket:
+    def _map(self, pick: Callable[[list[Tensor]], list[Tensor]]) -> Bucket:
         return replace(
             self,
             params=pick(self.params),
             grads=pick(self.grads),
             moments=tuple(pick(moment) for moment in self.moments),
-            state_steps=pick(self.state_steps) if self.state_steps else (),
+            state_steps=pick(self.state_steps) if self.state_steps else [],
         )

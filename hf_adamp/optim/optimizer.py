@@ -8,8 +8,9 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import Optimizer, ParamsT, _use_grad_for_differentiable
+from torch.optim.optimizer import Optimizer, ParamsT
 
+from .backends import Flags
 from .bucket import Bucket, working_dtype
 from .checkpoint import adapt
 from .distributed import refuse_flattened
@@ -82,8 +83,9 @@ class ProjectedOptimizer(Optimizer):
         names = self.param_groups[group_index].get("param_names")
         return names[index] if names else f"param_groups[{group_index}]['params'][{index}]"
 
-    @_use_grad_for_differentiable
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    def step(  # type: ignore[override]  # torch overloads what its optimizers do not
+        self, closure: Callable[[], float] | None = None
+    ) -> float | None:
         """Perform one optimization step.
 
         Args:
@@ -100,17 +102,22 @@ class ProjectedOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        # torch's own decorator for this breaks the graph of a compiled step; this does not.
+        with torch.set_grad_enabled(self.defaults["differentiable"]):
+            self._step()
+        return loss
+
+    def _step(self) -> None:
         if not torch.compiler.is_compiling():
             self._check_before_step()
         buckets = [self._bucket(group) for group in self.param_groups]
         flags = [
-            {flag: group[flag] for flag in ("foreach", "fused", "differentiable")}
+            Flags(group["foreach"], group["fused"], group["differentiable"])
             for group in self.param_groups
         ]
         records = run(buckets, flags, layouts=self._layouts, recording=self.record_steps)
         if self.record_steps:
             self.last_step = records
-        return loss
 
     def _bucket(self, group: dict[str, Any]) -> Bucket:
         """The weights of a group that have a gradient, their state made where it is missing."""

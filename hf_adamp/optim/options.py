@@ -25,17 +25,20 @@ def check_options(options: Mapping[str, Any]) -> None:
     _check_combinations(options)
 
 
-def _number(name: str, value: object, *, low: float = 0.0, high: float = math.inf) -> None:
-    """`low ≤ value < high`; high itself is allowed where it is `_UP_TO` something."""
-    if isinstance(value, Tensor):
-        if value.numel() != 1:
-            raise ValueError(f"{name} has {value.numel()} elements; a tensor must have one.")
-        return  # its value lives on a device and changes; reading it would wait for the device
+def _number(name: str, value: object, *, below: float = math.inf) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name}={value!r} must be a number, not {type(value).__name__}.")
-    if not low <= value < high:
-        interval = f"[{low:g}, {high:g})" if math.isfinite(high) else "at least 0 and finite"
-        raise ValueError(f"{name}={value!r} must be {'in ' * math.isfinite(high)}{interval}.")
+    if not 0 <= value < below:
+        interval = f"in [0, {below:g})" if math.isfinite(below) else "at least 0 and finite"
+        raise ValueError(f"{name}={value!r} must be {interval}.")
+
+
+def _number_or_tensor(name: str, value: object, *, below: float = math.inf) -> None:
+    if not isinstance(value, Tensor):
+        _number(name, value, below=below)
+    elif value.numel() != 1:
+        # Its value is not looked at: it lives on a device and changes from step to step.
+        raise ValueError(f"{name} has {value.numel()} elements; a tensor must have one.")
 
 
 def _share(name: str, value: object) -> None:
@@ -48,7 +51,7 @@ def _betas(name: str, value: object) -> None:
     if not isinstance(value, (tuple, list)) or len(value) != 2:
         raise TypeError(f"{name}={value!r} must be a pair of numbers, such as (0.9, 0.999).")
     for index, beta in enumerate(value):
-        _number(f"{name}[{index}]", beta, high=1.0)
+        _number_or_tensor(f"{name}[{index}]", beta, below=1.0)
     if isinstance(value[0], Tensor) != isinstance(value[1], Tensor):
         raise ValueError(f"{name}={value!r} must be two floats or two tensors.")
 
@@ -64,13 +67,11 @@ def _switch_or_none(name: str, value: object) -> None:
 
 
 def _below_one(name: str, value: object) -> None:
-    if isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a number, not a tensor.")
-    _number(name, value, high=1.0)
+    _number(name, value, below=1.0)
 
 
 _CHECKS: dict[str, Callable[[str, object], None]] = {
-    "lr": _number,
+    "lr": _number_or_tensor,
     "betas": _betas,
     "momentum": _below_one,
     "dampening": _share,

@@ -230,7 +230,7 @@ def _cosine(stats: Tensor, eps: Tensor) -> Tensor:
     return cosine.nan_to_num(nan=math.inf, posinf=math.inf)
 
 
-def radial_part(stats: Tensor, eps: Tensor) -> Tensor:
+def radial_part(stats: Tensor, eps: Tensor | float) -> Tensor:
     """The step's component along the weight in units of the weight: `step·w / (|w| + eps)²`."""
     return stats[Statistic.STEP_DOT] / (stats[Statistic.WEIGHT_SQ].sqrt() + eps).square()
 

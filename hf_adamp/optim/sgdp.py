@@ -7,12 +7,12 @@ Source: Heo et al., ICLR 2021, https://arxiv.org/abs/2006.08217, Algorithm 1.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from .backends import Flags
 from .bucket import Bucket, SGDRule
 from .optimizer import ProjectedOptimizer, zeros_like_moment
 from .step import run
@@ -134,13 +134,13 @@ class SGDP(ProjectedOptimizer):
             nesterov=group["nesterov"],
             maximize=group["maximize"],
         )
-        return Bucket(params, grads, (momentum_buffers,) if group["momentum"] else (), (), rule)
+        return Bucket(params, grads, (momentum_buffers,) if group["momentum"] else (), [], rule)
 
 
 def sgdp(
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    momentum_buffers: Sequence[Tensor],
+    params: list[Tensor],
+    grads: list[Tensor],
+    momentum_buffers: list[Tensor],
     *,
     foreach: bool | None = None,
     differentiable: bool = False,
@@ -175,5 +175,5 @@ def sgdp(
         maximize: see `SGDP`.
     """
     rule = SGDRule(lr, momentum, dampening, eps, weight_decay, delta, wd_ratio, nesterov, maximize)
-    bucket = Bucket(params, grads, (momentum_buffers,) if momentum else (), (), rule)
-    run([bucket], [{"foreach": foreach, "fused": fused, "differentiable": differentiable}])
+    bucket = Bucket(params, grads, (momentum_buffers,) if momentum else (), [], rule)
+    run([bucket], [Flags(foreach, fused, differentiable)])

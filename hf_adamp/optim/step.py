@@ -17,14 +17,13 @@ import torch
 from torch import Tensor
 
 from . import projection
-from .backends import Backend, choose
+from .backends import Backend, Flags, choose
 from .bucket import Bucket, Scalar, working_dtype
 from .projection import Layout, Statistic, StepRecord
 
 __all__ = ["LayoutCache", "run"]
 
 LayoutCache: TypeAlias = dict[Any, Layout]
-Flags: TypeAlias = dict[str, bool | None]
 
 # A new set of weights (another task, a frozen layer) makes a new layout; few are ever live.
 _CACHED_LAYOUTS = 64
@@ -41,7 +40,7 @@ def run(
 
     Args:
         buckets: one a param group; devices, dtypes and shapes may be mixed in each.
-        flags: `foreach`, `fused` and `differentiable` for each bucket.
+        flags: what each bucket asks of its backend.
         layouts: where layouts are kept from step to step; None keeps none.
         recording: whether to derive records, which costs one more statistic a row.
 
@@ -56,7 +55,7 @@ def run(
     for bucket, flag in zip(buckets, flags, strict=True):
         for part in _split_by_kind(bucket):
             param = part.params[0]
-            backend = choose(part, **flag)
+            backend = choose(part, flag)
             sections[backend, param.device, working_dtype(param.dtype)].append(part)
 
     for bucket in buckets:
@@ -137,7 +136,8 @@ def _chunks(buckets: list[Bucket], limit: int | None) -> Iterator[list[Bucket]]:
     if limit is None or torch.compiler.is_compiling():
         yield buckets
         return
-    chunk, size = [], 0
+    chunk: list[Bucket] = []
+    size = 0
     for bucket in buckets:
         begin = 0
         for index, param in enumerate(bucket.params):
@@ -156,8 +156,9 @@ def _layout(
     options = [(bucket.rule.delta, bucket.rule.eps) for bucket in buckets]
     key = (tuple(shapes), tuple(options), dtype, device)
     # A compiled step keeps nothing: the tensors it builds belong to its graph.
-    cached = layouts is not None and not torch.compiler.is_compiling()
-    if cached and key in layouts:
+    if torch.compiler.is_compiling():
+        layouts = None
+    if layouts is not None and key in layouts:
         return layouts[key]
     counts = [len(shape) for shape in shapes]
     layout = Layout.build(
@@ -167,7 +168,7 @@ def _layout(
         dtype=dtype,
         device=device,
     )
-    if cached:
+    if layouts is not None:
         if len(layouts) >= _CACHED_LAYOUTS:
             layouts.clear()
         layouts[key] = layout

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -14,24 +15,27 @@ from ..projection import Decision
 from . import foreach as foreach_backend
 from . import single_tensor, torch_fused
 
-__all__ = ["Backend", "choose"]
+__all__ = ["Backend", "Flags", "choose"]
 
 logger = logging.getLogger(__name__)
 
 
 class Backend(Protocol):
-    """Accumulates and applies; never decides.
+    """Accumulates and applies; never decides. Each file of this folder is one."""
 
-    Attributes:
-        name: how messages name it.
-        chunk_elements: how many elements are best decided at once; None for all.
-    """
+    @property
+    def name(self) -> str:
+        """How messages name it."""
+        ...
 
-    name: str
-    chunk_elements: int | None
+    @property
+    def chunk_elements(self) -> int | None:
+        """How many elements are best decided at once; None for all."""
+        ...
 
     def refusal(self, bucket: Bucket) -> str | None:
         """Why the bucket cannot be served, or None where it can."""
+        ...
 
     def accumulate(self, bucket: Bucket, stats: Tensor, *, recording: bool) -> Any:
         """Update the moments and fill the bucket's rows of the (5, R) statistics buffer.
@@ -39,9 +43,11 @@ class Backend(Protocol):
         Returns:
             What `apply` needs to finish.
         """
+        ...
 
     def apply(self, bucket: Bucket, stats: Tensor, decision: Decision | None, state: Any) -> None:
         """Write the weights; `decision` is None where no weight of the section has rows."""
+        ...
 
 
 # From the fastest; an explicit flag chooses among the names that it stands for.
@@ -49,29 +55,32 @@ _FUSED: tuple[Backend, ...] = (torch_fused,)
 _BY_DEFAULT: tuple[Backend, ...] = (*_FUSED, foreach_backend, single_tensor)
 
 
-def choose(
-    bucket: Bucket,
-    *,
-    foreach: bool | None = None,
-    fused: bool | None = None,
-    differentiable: bool = False,
-) -> Backend:
+@dataclass(frozen=True)
+class Flags:
+    """What a param group asks of its backend; see `AdamP`."""
+
+    foreach: bool | None = None
+    fused: bool | None = None
+    differentiable: bool = False
+
+
+def choose(bucket: Bucket, flags: Flags) -> Backend:
     """The backend of a bucket: what the flags ask for, else the fastest that serves all of it.
 
     Raises:
         RuntimeError: if `foreach=True` or `fused=True` cannot be honoured.
     """
-    if differentiable:
+    if flags.differentiable:
         return single_tensor
     if torch.compiler.is_compiling():
         return foreach_backend
-    if fused:
+    if flags.fused:
         return _first_serving(_FUSED, bucket, "fused=True")
-    if foreach:
+    if flags.foreach:
         return _first_serving((foreach_backend,), bucket, "foreach=True")
-    if foreach is False:
+    if flags.foreach is False:
         return single_tensor
-    candidates = _BY_DEFAULT if fused is None else (foreach_backend, single_tensor)
+    candidates = _BY_DEFAULT if flags.fused is None else (foreach_backend, single_tensor)
     return _first_serving(candidates, bucket, "the default")
 
 

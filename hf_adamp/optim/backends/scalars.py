@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TypeAlias
 
@@ -12,7 +13,7 @@ from ..bucket import AdamRule
 
 __all__ = ["Scalars", "adam_scalars"]
 
-Scalars: TypeAlias = Sequence[float] | Sequence[Tensor]
+Scalars: TypeAlias = list[float | Tensor]
 
 
 def adam_scalars(rule: AdamRule, state_steps: Sequence[Tensor]) -> tuple[Scalars, Scalars]:
@@ -22,10 +23,8 @@ def adam_scalars(rule: AdamRule, state_steps: Sequence[Tensor]) -> tuple[Scalars
     Python floats, whose arithmetic is float64.
     """
     if rule.capturable or torch.compiler.is_compiling():
-        powers1 = [rule.beta1**step for step in state_steps]
-        powers2 = [rule.beta2**step for step in state_steps]
-        step_sizes = [rule.lr / (1 - power) for power in powers1]
-        return step_sizes, [(1 - power).sqrt() for power in powers2]
+        step_sizes: Scalars = [rule.lr / _correction(rule.beta1, step) for step in state_steps]
+        return step_sizes, [_correction(rule.beta2, step).sqrt() for step in state_steps]
     counts = [step.item() for step in state_steps]
     # Almost always every weight has taken as many steps as the others.
     table = {
@@ -33,3 +32,10 @@ def adam_scalars(rule: AdamRule, state_steps: Sequence[Tensor]) -> tuple[Scalars
         for count in set(counts)
     }
     return [table[count][0] for count in counts], [table[count][1] for count in counts]
+
+
+def _correction(beta: float | Tensor, step: Tensor) -> Tensor:
+    """`1 − βᵗ`, which float32 would round to 3e-5 relative at β=0.999, t=1, written out."""
+    if isinstance(beta, Tensor):
+        return 1 - beta**step
+    return -torch.expm1(step * math.log(beta)) if beta > 0 else torch.ones_like(step)

@@ -6,6 +6,7 @@ Nothing is changed in place until its new value is complete, so autograd can fol
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ..bucket import AdamRule, Bucket, SGDRule, working_dtype
@@ -34,7 +35,8 @@ def accumulate(bucket: Bucket, stats: Tensor, *, recording: bool) -> list[Tensor
     ):
         rows = slice(begin, begin + param.shape[0])
         begin = rows.stop
-        weight, grad, step = (t.to(stats.dtype).flatten(1) for t in (param, grad, step))
+        weight = _for_autograd(param).to(stats.dtype).flatten(1)
+        grad, step = (tensor.to(stats.dtype).flatten(1) for tensor in (grad, step))
         stats[Statistic.DOT, rows] = (grad * weight).sum(1)
         stats[Statistic.GRAD_SQ, rows] = grad.square().sum(1)
         stats[Statistic.WEIGHT_SQ, rows] = weight.square().sum(1)
@@ -48,15 +50,20 @@ def apply(bucket: Bucket, stats: Tensor, decision: Decision | None, steps: list[
     del stats
     begin = bucket.rows.start
     for index, (param, step) in enumerate(zip(bucket.params, steps, strict=True)):
+        factor: Tensor | float
         if decision is not None and index < bucket.matrices:
             rows = slice(begin, begin + param.shape[0])
             begin = rows.stop
             factor = decision.shift[rows].reshape(-1, *[1] * (param.ndim - 1))
         else:
             factor = -bucket.rule.decay
-        # The clone is what autograd keeps; the weight itself is about to change.
-        weight = param.clone().to(step.dtype)
+        weight = _for_autograd(param).to(step.dtype)
         param.copy_(weight + (factor * weight - step))
+
+
+def _for_autograd(param: Tensor) -> Tensor:
+    # What autograd keeps for its way back must not be the tensor that the step changes.
+    return param.clone() if torch.is_grad_enabled() else param
 
 
 def _adam_steps(bucket: Bucket) -> list[Tensor]:

@@ -6,6 +6,9 @@ afterwards: `step = w_old − w_new`, and then `w_new += shift · w_old` repairs
 project pay for that, and blocks are small enough to stay in cache.
 """
 
+# mypy: disable-error-code="call-overload,arg-type"
+# The stubs of the multi-tensor operators know no unions of their overloads.
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -82,14 +85,14 @@ def apply(bucket: Bucket, stats: Tensor, decision: Decision | None, recording: b
 
 def _advance(bucket: Bucket, *, decay: bool) -> None:
     """Moments and weights of the bucket one step on, without projection."""
-    rule, params, grads = bucket.rule, list(bucket.params), list(bucket.grads)
+    rule, params, grads = bucket.rule, bucket.params, bucket.grads
     if isinstance(rule, AdamRule):
         torch._fused_adamw_(
             params,
             grads,
-            *map(list, bucket.moments),
+            *bucket.moments,
             [],
-            list(bucket.state_steps),
+            bucket.state_steps,
             lr=rule.lr,
             beta1=rule.beta1,
             beta2=rule.beta2,
@@ -104,7 +107,7 @@ def _advance(bucket: Bucket, *, decay: bool) -> None:
     torch._fused_sgd_(
         params,
         grads,
-        *(map(list, bucket.moments) if bucket.moments else [[]]),
+        *(bucket.moments or ([],)),
         weight_decay=0.0,
         momentum=rule.momentum,
         lr=rule.lr,
@@ -149,15 +152,12 @@ def _are_row_major(*tensors: Tensor) -> bool:
         return False
     if first.is_contiguous():
         return True
-    columns = first[0].numel() if first.ndim and first.shape[0] else 0
+    if first.ndim < 2 or not first.numel() or first.stride(0) != first[0].numel():
+        return False
     # Such as channels_last: every row is dense, its elements in an order that sums ignore.
-    return (
-        first.ndim > 1
-        and first.stride(0) == columns
-        and first[0]
-        .permute(sorted(range(first.ndim - 1), key=lambda d: -first[0].stride(d)))
-        .is_contiguous()
-    )
+    row = first[0]
+    by_stride = sorted(range(row.ndim), key=row.stride, reverse=True)
+    return row.permute(by_stride).is_contiguous()
 
 
 def _as_rows(tensor: Tensor) -> Tensor:
