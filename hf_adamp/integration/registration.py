@@ -19,7 +19,7 @@ from typing import Any
 from hf_adamp._autoload import when_imported
 from hf_adamp.integration.options import OPTIMIZER_NAMES
 
-__all__ = ["add_dispatch", "add_names", "register", "restore_name"]
+__all__ = ["add_dispatch", "add_names", "optimizer_name", "register"]
 
 _SUPPORTED = (
     "hf_adamp works with transformers 4.57 and 5.x; "
@@ -89,15 +89,16 @@ def _add_member(names: Any, value: str) -> None:
     member._sort_order_ = len(names._member_names_)
     # training_args.bin holds this member: pickled by value it would not load in a process that
     # has not registered the name, so it names the function that registers and looks it up.
-    member.__reduce_ex__ = lambda protocol: (restore_name, (value,))
+    member.__reduce_ex__ = lambda protocol: (optimizer_name, (value,))
     names._member_names_.append(member._name_)
     names._member_map_[member._name_] = member
     names._value2member_map_[value] = member
+    getattr(names, "_hashable_values_", []).append(value)  # Python 3.13 and newer
     type.__setattr__(names, member._name_, member)
 
 
-def restore_name(value: str) -> Any:
-    """Return the member that was pickled, registering it where this process has not yet.
+def optimizer_name(value: str) -> Any:
+    """Return the member of ``OptimizerNames``, registering it where this process has not yet.
 
     Pickles refer to this function by its full name: it keeps its place across releases.
     """

@@ -2,23 +2,25 @@
 
 import copy
 import inspect
+from contextlib import suppress
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 from transformers import Trainer, TrainingArguments
-from transformers.training_args import OptimizerNames
 from transformers.utils import logging
 
 from hf_adamp.integration.options import OPTIMIZER_NAMES, OPTIONS, Options, read_options
-from hf_adamp.integration.registration import register
+from hf_adamp.integration.registration import optimizer_name, register
 from hf_adamp.optim.adamp import AdamP
 from hf_adamp.optim.sgdp import SGDP
 from hf_adamp.param_groups import decay_parameter_names, get_param_groups
 
 __all__ = ["AdamPMixin", "AdamPTrainer", "create_optimizer", "optimizer_cls_and_kwargs"]
 
-register()
+# create_optimizer needs no registration; AdamPMixin repeats it, and raises where it fails.
+with suppress(RuntimeError):
+    register()
 
 # A child of Transformers' own logger: it has the handlers and follows the user's verbosity.
 logger = logging.get_logger("transformers.hf_adamp")
@@ -99,7 +101,7 @@ class AdamPMixin:
                     "use Trainer for that, or optim=sgdp for SGDP."
                 )
             self.args = copy.copy(self.args)
-            self.args.optim = OptimizerNames("adamp")
+            self.args.optim = optimizer_name("adamp")
         optimizer: Optimizer = super().create_optimizer(*args, **kwargs)  # type: ignore[misc]
         return optimizer
 

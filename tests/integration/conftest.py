@@ -13,7 +13,6 @@ from transformers import ResNetConfig, ResNetForImageClassification, TrainingArg
 import hf_adamp
 
 REPOSITORY = Path(__file__).parents[2]
-SCRIPT = Path(__file__).with_name("train_script.py")
 
 hf_adamp.register()
 
@@ -39,8 +38,8 @@ def installed_metadata(tmp_path_factory):
 def run_python(installed_metadata, tmp_path):
     """Run a fresh interpreter, with the automatic registration only where asked for."""
 
-    def run(*arguments, automatic=False, package=True, status=0, **environment):
-        path = [str(installed_metadata), str(REPOSITORY)] if package else []
+    def run(*arguments, automatic=False, status=0, path=()):
+        folders = [installed_metadata, REPOSITORY, *path]
         outcome = subprocess.run(
             [sys.executable, *map(str, arguments)],
             check=False,
@@ -50,11 +49,12 @@ def run_python(installed_metadata, tmp_path):
             cwd=tmp_path,
             env={
                 **os.environ,
-                "PYTHONPATH": os.pathsep.join([*path, os.environ.get("PYTHONPATH", "")]),
+                "PYTHONPATH": os.pathsep.join(
+                    [*map(str, folders), os.environ.get("PYTHONPATH", "")]
+                ),
                 "TORCH_DEVICE_BACKEND_AUTOLOAD": str(int(automatic)),
                 "HF_HUB_OFFLINE": "1",
                 "OMP_NUM_THREADS": "1",
-                **environment,
             },
         )
         assert outcome.returncode == status, outcome.stdout + outcome.stderr

@@ -92,6 +92,24 @@ import transformers.training_args
     assert outcome.stderr.splitlines()[-1] == "RuntimeError: no such place"
 
 
+def test_create_optimizer_works_where_registration_fails(run_python):
+    code = """
+from hf_adamp.integration import registration
+def fail(): raise RuntimeError("no such place")
+registration.add_names = registration.add_dispatch = fail
+import torch
+from transformers import TrainingArguments
+from hf_adamp import AdamPTrainer, create_optimizer
+args = TrainingArguments("out", use_cpu=True, report_to="none")
+model = torch.nn.Linear(2, 2)
+print(type(create_optimizer(model, args)).__name__)
+AdamPTrainer(model, args).create_optimizer()
+"""
+    outcome = run_python("-c", code, status=1)
+    assert outcome.stdout.split() == ["AdamP"]
+    assert outcome.stderr.splitlines()[-1] == "RuntimeError: no such place"
+
+
 @pytest.fixture
 def module_file(tmp_path, monkeypatch):
     """A module that can be imported, and fails to import while its file says so."""

@@ -51,16 +51,11 @@ def test_script_runs_as_python_would_run_it(run_python):
 
 
 def test_module_runs_as_python_would_run_it(run_python):
-    report = report_of(
-        run_python("-m", "hf_adamp", "-m", SCRIPT.stem, *TRAIN, PYTHONPATH=python_path())
-    )
+    command = ["-m", "hf_adamp", "-m", SCRIPT.stem, *TRAIN]
+    report = report_of(run_python(*command, path=[SCRIPT.parent]))
     assert report["argv"] == [str(SCRIPT), *TRAIN]
     assert report["main"] == "__main__"
     assert report["optimizer"] == "AdamP"
-
-
-def python_path():
-    return f"{SCRIPT.parents[2]}:{SCRIPT.parent}"
 
 
 def test_torchrun_trains_on_two_processes(run_python):
