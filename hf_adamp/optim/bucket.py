@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -87,6 +87,7 @@ class Bucket:
         weights: the bucket's weights with rows among those of its section, in whose `Layout` and
             `Decision` they are numbered; known once it is part of one.
         rows: the bucket's rows in the section's statistics buffer, likewise.
+        memo: what the backend keeps from step to step for a bucket of these shapes.
     """
 
     params: list[Tensor]
@@ -97,6 +98,7 @@ class Bucket:
     matrices: int = 0
     weights: slice = field(default_factory=lambda: slice(0, 0))
     rows: slice = field(default_factory=lambda: slice(0, 0))
+    memo: dict[str, Any] = field(default_factory=dict)
 
     def take(self, indices: Sequence[int]) -> Bucket:
         """The bucket of the weights at these indices."""

@@ -16,7 +16,7 @@ from .checkpoint import adapt
 from .distributed import refuse_flattened
 from .options import check_options
 from .projection import StepRecord
-from .step import LayoutCache, run
+from .step import SectionCache, run
 
 __all__ = ["ProjectedOptimizer", "zeros_like_moment"]
 
@@ -49,7 +49,7 @@ class ProjectedOptimizer(Optimizer):
         super().__init__(params, defaults)
 
     def _reset_caches(self) -> None:
-        self._layouts: LayoutCache = {}
+        self._sections: SectionCache = {}
         self.record_steps = False
         self.last_step: list[StepRecord] = []
 
@@ -115,7 +115,7 @@ class ProjectedOptimizer(Optimizer):
             Flags(group["foreach"], group["fused"], group["differentiable"])
             for group in self.param_groups
         ]
-        records = run(buckets, flags, layouts=self._layouts, recording=self.record_steps)
+        records = run(buckets, flags, sections=self._sections, recording=self.record_steps)
         if self.record_steps:
             self.last_step = records
 
@@ -142,10 +142,25 @@ class ProjectedOptimizer(Optimizer):
                         "sparse=False)`) or use torch.optim.SparseAdam for it."
                     )
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state in torch.optim's layout.
+
+        A step may start from what the one before it found, which changes nothing but the last bit
+        of a weight now and then. That is forgotten here, so that training goes on with the same
+        bits whether or not it is interrupted.
+        """
+        self._sections.clear()
+        return super().state_dict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy or a pickle takes along; forgets as `state_dict` does."""
+        self._sections.clear()
+        return super().__getstate__()
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore from a pickle, a copy or a checkpoint."""
         super().__setstate__(state)
-        if not hasattr(self, "_layouts"):
+        if not hasattr(self, "_sections"):
             self._reset_caches()
         for group in self.param_groups:
             for flag, default in _TORCH_FLAGS.items():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import accumulate as running_sum
 from itertools import pairwise
 from typing import Any, TypeAlias
@@ -21,19 +21,28 @@ from .backends import Backend, Flags, choose
 from .bucket import Bucket, Scalar, working_dtype
 from .projection import Layout, Statistic, StepRecord
 
-__all__ = ["LayoutCache", "run"]
+__all__ = ["SectionCache", "run"]
 
-LayoutCache: TypeAlias = dict[Any, Layout]
+
+@dataclass
+class _Kept:
+    """What a section keeps from step to step: its layout and its buckets' memos."""
+
+    layout: Layout | None
+    memos: list[dict[str, Any]]
+
+
+SectionCache: TypeAlias = dict[Any, _Kept]
 
 # A new set of weights (another task, a frozen layer) makes a new layout; few are ever live.
-_CACHED_LAYOUTS = 64
+_KEPT_SECTIONS = 64
 
 
 def run(
     buckets: Sequence[Bucket],
     flags: Sequence[Flags],
     *,
-    layouts: LayoutCache | None = None,
+    sections: SectionCache | None = None,
     recording: bool = False,
 ) -> list[StepRecord]:
     """Update the weights of all buckets.
@@ -41,7 +50,7 @@ def run(
     Args:
         buckets: one a param group; devices, dtypes and shapes may be mixed in each.
         flags: what each bucket asks of its backend.
-        layouts: where layouts are kept from step to step; None keeps none.
+        sections: what is kept from step to step; None keeps nothing.
         recording: whether to derive records, which costs one more statistic a row.
 
     Returns:
@@ -51,20 +60,19 @@ def run(
         RuntimeError: if a flag asks for a backend that cannot serve a weight. Raised before
             anything is changed.
     """
-    sections: dict[Any, list[Bucket]] = defaultdict(list)
+    parts: dict[Any, list[Bucket]] = defaultdict(list)
     for bucket, flag in zip(buckets, flags, strict=True):
         for part in _split_by_kind(bucket):
             param = part.params[0]
             backend = choose(part, flag)
-            sections[backend, param.device, working_dtype(param.dtype)].append(part)
+            parts[backend, param.device, working_dtype(param.dtype)].append(part)
 
     for bucket in buckets:
         _count_step(bucket.state_steps)
     records = []
-    for (backend, _, dtype), parts in sections.items():
-        for chunk in _chunks(parts, backend.chunk_elements):
-            record = _run_section(chunk, backend, dtype, layouts, recording=recording)
-            records.extend(record)
+    for (backend, _, dtype), alike in parts.items():
+        for chunk in _chunks(alike, backend.chunk_elements):
+            records += _run_section(chunk, backend, dtype, sections, recording=recording)
     return records
 
 
@@ -82,24 +90,23 @@ def _run_section(
     buckets: list[Bucket],
     backend: Backend,
     dtype: torch.dtype,
-    layouts: LayoutCache | None,
+    sections: SectionCache | None,
     *,
     recording: bool,
 ) -> list[StepRecord]:
+    device = buckets[0].params[0].device
+    kept = _keep(buckets, dtype, device, sections)
     weights = _running_slices(bucket.matrices for bucket in buckets)
     rows = _running_slices(_row_count(bucket) for bucket in buckets)
     buckets = [
-        replace(bucket, weights=w, rows=r)
-        for bucket, w, r in zip(buckets, weights, rows, strict=True)
+        replace(bucket, weights=w, rows=r, memo=memo)
+        for bucket, w, r, memo in zip(buckets, weights, rows, kept.memos, strict=True)
     ]
-    row_count = rows[-1].stop
-    device = buckets[0].params[0].device
-    stats = torch.zeros(len(Statistic), row_count, dtype=dtype, device=device)
+    stats = torch.zeros(len(Statistic), rows[-1].stop, dtype=dtype, device=device)
 
     pending = [backend.accumulate(bucket, stats, recording=recording) for bucket in buckets]
-    decision, layout = None, None
-    if row_count:
-        layout = _layout(buckets, dtype, device, layouts)
+    decision, layout = None, kept.layout
+    if layout is not None:
         decision = projection.decide(stats, layout, *_decays(buckets, stats))
     for bucket, state in zip(buckets, pending, strict=True):
         backend.apply(bucket, stats, decision, state)
@@ -149,30 +156,34 @@ def _chunks(buckets: list[Bucket], limit: int | None) -> Iterator[list[Bucket]]:
     yield chunk
 
 
-def _layout(
-    buckets: list[Bucket], dtype: torch.dtype, device: torch.device, layouts: LayoutCache | None
-) -> Layout:
-    shapes = [tuple(p.shape for p in bucket.params[: bucket.matrices]) for bucket in buckets]
-    options = [(bucket.rule.delta, bucket.rule.eps) for bucket in buckets]
-    key = (tuple(shapes), tuple(options), dtype, device)
+def _keep(
+    buckets: list[Bucket],
+    dtype: torch.dtype,
+    device: torch.device,
+    sections: SectionCache | None,
+) -> _Kept:
+    """What this section keeps, made now if it is new."""
+    options = [(bucket.rule.delta, bucket.rule.eps, bucket.matrices) for bucket in buckets]
+    shapes = [tuple(param.shape for param in bucket.params) for bucket in buckets]
+    key = (tuple(options), tuple(shapes), dtype, device)
     # A compiled step keeps nothing: the tensors it builds belong to its graph.
     if torch.compiler.is_compiling():
-        layouts = None
-    if layouts is not None and key in layouts:
-        return layouts[key]
-    counts = [len(shape) for shape in shapes]
+        sections = None
+    if sections is not None and key in sections:
+        return sections[key]
     layout = Layout.build(
-        [shape for group in shapes for shape in group],
-        [delta for (delta, _), n in zip(options, counts, strict=True) for _ in range(n)],
-        [eps for (_, eps), n in zip(options, counts, strict=True) for _ in range(n)],
+        [shape for own, (_, _, n) in zip(shapes, options, strict=True) for shape in own[:n]],
+        [delta for delta, _, n in options for _ in range(n)],
+        [eps for _, eps, n in options for _ in range(n)],
         dtype=dtype,
         device=device,
     )
-    if layouts is not None:
-        if len(layouts) >= _CACHED_LAYOUTS:
-            layouts.clear()
-        layouts[key] = layout
-    return layout
+    kept = _Kept(layout if layout.rows else None, [{} for _ in buckets])
+    if sections is not None:
+        if len(sections) >= _KEPT_SECTIONS:
+            sections.clear()
+        sections[key] = kept
+    return kept
 
 
 def _decays(buckets: list[Bucket], like: Tensor) -> tuple[Tensor, Tensor]:

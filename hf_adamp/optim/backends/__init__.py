@@ -13,7 +13,7 @@ from torch import Tensor
 from ..bucket import Bucket
 from ..projection import Decision
 from . import foreach as foreach_backend
-from . import single_tensor, torch_fused
+from . import native, single_tensor, torch_fused
 
 __all__ = ["Backend", "Flags", "choose"]
 
@@ -51,7 +51,7 @@ class Backend(Protocol):
 
 
 # From the fastest; an explicit flag chooses among the names that it stands for.
-_FUSED: tuple[Backend, ...] = (torch_fused,)
+_FUSED: tuple[Backend, ...] = (native, torch_fused)
 _BY_DEFAULT: tuple[Backend, ...] = (*_FUSED, foreach_backend, single_tensor)
 
 

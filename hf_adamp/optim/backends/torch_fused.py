@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..bucket import AdamRule, Bucket, working_dtype
 from ..projection import Decision, Statistic, View, radial_part
+from .row_major import are_row_major
 
 __all__ = ["accumulate", "apply", "chunk_elements", "name", "refusal"]
 
@@ -45,8 +46,7 @@ def refusal(bucket: Bucket) -> str | None:
         return "takes lr as a float only"
     elif rule.dampening and not bucket.moments:
         return "has no dampening without momentum"
-    tensors = zip(bucket.params, bucket.grads, *bucket.moments, strict=True)
-    if not all(_are_row_major(*alike) for alike in tensors):
+    if not all(map(are_row_major, bucket.params, bucket.grads, *bucket.moments)):
         return "needs weight, gradient and state in the same dense, row-major layout"
     return None
 
@@ -143,21 +143,6 @@ def _advance_and_repair(bucket: Bucket, view: int, stats: Tensor) -> None:
 
 def _moments(bucket: Bucket) -> list[Tensor]:
     return [moment[0] for moment in bucket.moments]
-
-
-def _are_row_major(*tensors: Tensor) -> bool:
-    """Whether all lie in memory alike, without gaps, one row after the other."""
-    first = tensors[0]
-    if any(tensor.stride() != first.stride() for tensor in tensors):
-        return False
-    if first.is_contiguous():
-        return True
-    if first.ndim < 2 or not first.numel() or first.stride(0) != first[0].numel():
-        return False
-    # Such as channels_last: every row is dense, its elements in an order that sums ignore.
-    row = first[0]
-    by_stride = sorted(range(row.ndim), key=row.stride, reverse=True)
-    return row.permute(by_stride).is_contiguous()
 
 
 def _as_rows(tensor: Tensor) -> Tensor:
