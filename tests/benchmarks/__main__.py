@@ -16,7 +16,7 @@ import torch
 from tests.benchmarks import report
 from tests.benchmarks.contenders import FAMILIES
 from tests.benchmarks.shapes import SHAPES, Shapes
-from tests.benchmarks.step_time import REGIMES, Comparison, Plan, compare
+from tests.benchmarks.step_time import CLOCKS, REGIMES, Comparison, Plan, compare
 from tests.pages import DOCS, Section
 
 SECTION = Section(DOCS / "performance.md", "step-time")
@@ -33,10 +33,13 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=10, help="timed steps (%(default)s)")
     parser.add_argument("--warmup", type=int, default=2, help="steps before (%(default)s)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: on a busy machine")
     parser.add_argument("--memory", type=float, default=8.0, help="GiB to use (%(default)s)")
     parser.add_argument("--output", action="store_true", help=f"write into {SECTION.page.name}")
     parser.add_argument("--plot", type=Path, help="write a PNG of the ratios")
     options = parser.parse_args(arguments)
+    if options.clock == "cpu" and options.threads > 1:
+        parser.error("--clock cpu adds up all threads, waiting ones too; it needs --threads 1.")
     if options.steps < 1 or options.warmup < 0 or options.threads < 1:
         parser.error("--steps and --threads must be at least 1, --warmup at least 0.")
     return options
@@ -63,7 +66,7 @@ def main(arguments: Sequence[str]) -> str:
         for name in options.shapes:
             shapes = SHAPES[name]()
             for regime in options.regime:
-                plan = Plan(regime, options.steps, options.warmup, options.memory)
+                plan = Plan(regime, options.steps, options.warmup, options.memory, options.clock)
                 title = f"{family}, {name}, {regime} gradients"
                 comparison = comparisons[title] = compare(FAMILIES[family], shapes, plan)
                 about = describe(comparison, shapes, plan)

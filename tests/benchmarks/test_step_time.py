@@ -1,6 +1,7 @@
 """The benchmark measures what it says: regimes, deviations, memory, and who is missing."""
 
 import dataclasses
+import time
 
 import pytest
 import torch
@@ -145,3 +146,26 @@ def test_command_writes_its_section_and_a_plot(tmp_path, monkeypatch, capsys):
     assert text.count("\n| ") == 1 + len(FAMILIES["adamp"].contenders) + 1
     assert section.splitlines()[0] in capsys.readouterr().out
     assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_cpu_clock_needs_one_thread(capsys):
+    assert command.parse(["--clock", "cpu", "--threads", "1"]).clock == "cpu"
+    with pytest.raises(SystemExit):
+        command.parse(["--clock", "cpu", "--threads", "2"])
+    assert "needs --threads 1" in capsys.readouterr().err
+
+
+def test_cpu_clock_does_not_count_waiting(monkeypatch):
+    class Sleeper(torch.optim.SGD):
+        def __init__(self, parameters, **settings):
+            super().__init__(parameters, lr=0.1)
+
+        def step(self, closure=None):
+            time.sleep(0.05)
+
+    monkeypatch.setattr(torch.optim, "Sleeper", Sleeper, raising=False)
+    sleeper = Contender("torch", "Sleeper")
+    family = dataclasses.replace(FAMILIES["adamp"], contenders=(sleeper,))
+    for clock, least, most in (("wall", 0.05, 9), ("cpu", 0, 0.05)):
+        (result,) = compare(family, SMALL, Plan("independent", steps=1, clock=clock)).results
+        assert least <= result.seconds[0] < most
