@@ -97,13 +97,14 @@ def main() -> None:
         classes = prediction.predictions.argmax(axis=-1)
         return accuracy.compute(predictions=classes, references=prediction.label_ids)
 
+    log = Path(training_args.output_dir) / "projection.jsonl"
     trainer = Trainer(
         model=build_model(model_args),
         args=training_args,
         train_dataset=splits["train"],
         eval_dataset=splits["validation"],
         compute_metrics=compute_metrics,
-        callbacks=[ProjectionLog(jsonl=Path(training_args.output_dir) / "projection.jsonl")],
+        callbacks=[ProjectionLog(jsonl=log, per_kind=False)],
     )
     train_metrics = trainer.train().metrics
     trainer.log_metrics("train", train_metrics)
