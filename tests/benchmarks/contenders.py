@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
+from unittest.mock import patch
 
 from torch.nn import Parameter
 from torch.optim import Optimizer
@@ -25,6 +26,8 @@ class Contender:
     package: str
     class_name: str
     options: dict[str, Any] = field(default_factory=dict)
+    # Ours again, as on a machine where the package was installed without a C compiler.
+    without_native: bool = False
     # What is no AdamP or SGDP has other weights after a step, by intention.
     same_algorithm: bool = True
 
@@ -32,7 +35,8 @@ class Contender:
     def label(self) -> str:
         """Name in a table."""
         options = ", ".join(f"{name}={value}" for name, value in self.options.items())
-        return f"{self.package} {self.class_name}" + (f"({options})" if options else "")
+        variant = " without C kernel" if self.without_native else ""
+        return f"{self.package} {self.class_name}" + (f"({options})" if options else "") + variant
 
     def make(self, parameters: Iterable[Parameter], settings: dict[str, Any]) -> Optimizer:
         """Build the optimizer.
@@ -46,10 +50,25 @@ class Contender:
             if error.name == self.package:
                 raise NotAvailableError("not installed") from error
             raise NotAvailableError(f"does not import without {error.name}") from error
-        return getattr(module, self.class_name)(parameters, **settings, **self.options)
+        optimizer = getattr(module, self.class_name)(parameters, **settings, **self.options)
+        return _switch_off_native(optimizer) if self.without_native else optimizer
 
     def _module(self) -> ModuleType:
         return importlib.import_module("torch.optim" if self.package == "torch" else self.package)
+
+
+def _switch_off_native(optimizer: Optimizer) -> Optimizer:
+    """Let our native backend refuse whatever this optimizer steps."""
+    from hf_adamp.optim.backends import native
+
+    step = optimizer.step
+
+    def step_without() -> None:
+        with patch.object(native, "refusal", return_value="is switched off"):
+            step()
+
+    optimizer.step = step_without
+    return optimizer
 
 
 def _optim_of_timm() -> ModuleType:
@@ -89,6 +108,7 @@ def _family(ours: str, torchs: str, settings: dict[str, Any]) -> Family:
     contenders = (
         Contender("hf_adamp", ours),
         Contender("hf_adamp", ours, {"fused": True}),
+        Contender("hf_adamp", ours, {"fused": True}, without_native=True),
         Contender("hf_adamp", ours, {"foreach": True}),
         Contender("hf_adamp", ours, {"foreach": False}),
         yardstick,

@@ -115,8 +115,11 @@ def compare(family: Family, shapes: Shapes, plan: Plan) -> Comparison:
         always = (family.yardstick, family.reference)
         results, projected = _play((*always, *batch), family, shapes, plan)
         for result in results:
-            # The yardstick and the reference run in every batch; their first times are shown.
-            measured.setdefault(result.contender.label, result)
+            # The yardstick and the reference run in every batch; all their times count.
+            first = measured.setdefault(result.contender.label, result)
+            if first is not result:
+                first.seconds += result.seconds
+                first.ratios += result.ratios
     rows = [measured[contender.label] for contender in family.contenders]
     return Comparison(rows, projected, len(batches))
 

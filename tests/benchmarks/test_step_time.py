@@ -64,12 +64,39 @@ def test_our_variants_stay_with_the_reference(algorithm, regime):
     if reference.failure:
         pytest.skip(f"needs the reference: {reference.failure}")
     ours = [r for r in by_label.values() if r.contender.package == "hf_adamp"]
-    assert len(ours) == 4
+    assert len(ours) == 5
     for result in ours:
         assert result.failure is None
         assert len(result.seconds) == len(result.ratios) == 4
         # Weights are 0.02 to 1, steps 1e-3 to 1e-2 each: this is round-off of a few steps.
         assert result.deviation < 1e-6
+
+
+def test_native_kernel_can_be_left_out(monkeypatch):
+    """Fails where the switch no longer reaches the chooser of backends."""
+    from hf_adamp.optim.backends import native
+
+    served = []
+    refusal = native.refusal
+    monkeypatch.setattr(native, "refusal", lambda bucket: served.append(bucket) or refusal(bucket))
+    for without_native, asked in ((True, False), (False, True)):
+        served.clear()
+        weight = torch.nn.Parameter(torch.ones(4, 4))
+        weight.grad = torch.ones(4, 4)
+        contender = Contender("hf_adamp", "AdamP", {"fused": True}, without_native=without_native)
+        contender.make([weight], {}).step()
+        assert bool(served) is asked
+
+
+def test_batches_add_up_the_times_of_those_in_every_batch():
+    family = FAMILIES["adamp"]
+    plan = Plan("independent", steps=2, warmup=0, memory_gib=(4 + 3 * 8) / 2**14)
+    comparison = compare(family, [(1 << 14,)], plan)
+    assert comparison.batches == 2
+    counts = {r.contender.label: len(r.seconds) for r in comparison.results if not r.failure}
+    assert counts.pop(family.yardstick.label) == 4
+    counts.pop(family.reference.label, None)
+    assert set(counts.values()) == {2}
 
 
 def test_torchs_own_optimizer_does_not_stay_with_the_reference():
@@ -97,7 +124,7 @@ def test_contender_that_cannot_take_part_keeps_a_row_with_the_reason(family):
     assert missing.failure == "not installed"
     assert changer.failure.startswith("RuntimeError: changes the gradients")
     assert "needs | another machine" in refuser.failure
-    assert all(result.seconds for result in results[:7])
+    assert all(result.seconds for result in results[:8])
 
 
 def test_package_that_needs_a_missing_one_says_so(tmp_path, monkeypatch):
