@@ -124,19 +124,17 @@ class AdamP(ProjectedOptimizer):
         state_steps: list[Tensor],
     ) -> None:
         # torch.compile runs a method of this name and form as it is instead of tracing it.
-        for param in group["params"]:
-            if param.grad is None:
-                continue
-            state = self.state[param]
+        params += [param for param in group["params"] if param.grad is not None]
+        grads += [param.grad for param in params]  # type: ignore[misc]
+        states = [self.state[param] for param in params]
+        for param, state in zip(params, states, strict=True):
             if not state:
                 state["step"] = _new_step(param, group, 0.0)
                 state["exp_avg"] = zeros_like_moment(param)
                 state["exp_avg_sq"] = zeros_like_moment(param)
-            params.append(param)
-            grads.append(param.grad)
-            exp_avgs.append(state["exp_avg"])
-            exp_avg_sqs.append(state["exp_avg_sq"])
-            state_steps.append(state["step"])
+        exp_avgs += [state["exp_avg"] for state in states]
+        exp_avg_sqs += [state["exp_avg_sq"] for state in states]
+        state_steps += [state["step"] for state in states]
 
     def _bucket(self, group: dict[str, Any]) -> Bucket:
         params: list[Tensor] = []

@@ -126,8 +126,11 @@ class ProjectedOptimizer(Optimizer):
     def _check_before_step(self) -> None:
         """Find what would make a step fail, before it has changed anything."""
         for group_index, group in enumerate(self.param_groups):
-            for index, param in enumerate(group["params"]):
-                grad = param.grad
+            grads = [param.grad for param in group["params"]]
+            layouts = {grad.layout for grad in grads if grad is not None}
+            if layouts <= {torch.strided} and not group["capturable"]:
+                continue
+            for index, (param, grad) in enumerate(zip(group["params"], grads, strict=True)):
                 if grad is None:
                     continue
                 if group["capturable"] and param.is_cpu:

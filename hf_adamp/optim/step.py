@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate as running_sum
 from itertools import pairwise
+from operator import attrgetter
 from typing import Any, TypeAlias
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from . import projection
 from .backends import Backend, Flags, choose
+from .backends.row_major import are_row_major
 from .bucket import Bucket, Scalar, working_dtype
 from .projection import Layout, Statistic, StepRecord
 
@@ -129,13 +131,32 @@ def _row_count(bucket: Bucket) -> int:
 
 
 def _split_by_kind(bucket: Bucket) -> Iterator[Bucket]:
-    """Parts of one device, dtype and gradient dtype, weights with rows first in each."""
-    kinds: dict[Any, tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
-    for index, (param, grad) in enumerate(zip(bucket.params, bucket.grads, strict=True)):
-        matrices, vectors = kinds[param.device, param.dtype, grad.dtype]
-        (matrices if projection.has_rows(param.shape) else vectors).append(index)
-    for matrices, vectors in kinds.values():
-        yield replace(bucket.take(matrices + vectors), matrices=len(matrices))
+    """Parts that one backend can serve alike, weights with rows first in each."""
+    for indices in _indices_by_kind(bucket):
+        rows = [index for index in indices if projection.has_rows(bucket.params[index].shape)]
+        with_rows = set(rows)
+        others = [index for index in indices if index not in with_rows]
+        yield replace(bucket.take(rows + others), matrices=len(rows))
+
+
+def _indices_by_kind(bucket: Bucket) -> Iterable[Sequence[int]]:
+    """The weights, grouped by what decides which backend can serve them."""
+    # Passes of C over each list, not a Python loop over weights, of which there are thousands.
+    traits = [
+        list(map(attrgetter(trait), tensors))
+        for tensors, trait in (
+            *((bucket.params, trait) for trait in ("__class__", "device", "dtype")),
+            (bucket.grads, "dtype"),
+        )
+    ]
+    tensors = (bucket.params, bucket.grads, *bucket.moments)
+    contiguous = all(all(map(Tensor.is_contiguous, alike)) for alike in tensors)
+    if contiguous and all(len(set(trait)) <= 1 for trait in traits):
+        return [range(len(bucket.params))] if bucket.params else []
+    kinds: dict[Any, list[int]] = defaultdict(list)
+    for index, kind in enumerate(zip(*traits, map(are_row_major, *tensors), strict=True)):
+        kinds[kind].append(index)
+    return kinds.values()
 
 
 def _chunks(buckets: list[Bucket], limit: int | None) -> Iterator[list[Bucket]]:

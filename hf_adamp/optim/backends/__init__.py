@@ -21,7 +21,11 @@ logger = logging.getLogger(__name__)
 
 
 class Backend(Protocol):
-    """Accumulates and applies; never decides. Each file of this folder is one."""
+    """Accumulates and applies; never decides.
+
+    The weights of a bucket are of one class, device and dtype, as are their gradients, and all of
+    them or none are row-major (`are_row_major`), so one stands for all in `refusal`.
+    """
 
     @property
     def name(self) -> str:

@@ -33,8 +33,10 @@ name = "native"
 chunk_elements = None
 
 # As in native.c.
-_SEGMENT = 16384
+_SEGMENT = 32768
 _UNKNOWN = 3
+_TASK_FIELDS = 6
+_WEIGHT_FIELDS = 6
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _ADAM, _MOMENTUM, _PLAIN = range(3)
 # About 100 microseconds of work: enough to make taking a task cheap, little enough to balance.
@@ -85,8 +87,8 @@ class _Plan:
 
     tasks: array[int]
     task_count: int
-    columns: list[int]
-    first_rows: list[int]
+    columns: array[int]
+    first_rows: array[int]
     elements: int
     guess: Tensor
     written: Tensor
@@ -121,7 +123,7 @@ def refusal(bucket: Bucket) -> str | None:
         return "takes lr and betas as floats only"
     if type(param) not in (Tensor, torch.nn.Parameter):
         return f"reads memory that a {type(param).__name__} may not have"
-    if not all(map(are_row_major, bucket.params, bucket.grads, *bucket.moments)):
+    if not are_row_major(param, bucket.grads[0], *(moment[0] for moment in bucket.moments)):
         return "needs weight, gradient and state in the same dense, row-major layout"
     return None
 
@@ -148,6 +150,8 @@ def accumulate(bucket: Bucket, stats: Tensor, *, recording: bool) -> _Pending:
         threads=torch.get_num_threads() if plan.elements >= _PARALLEL_ELEMENTS else 1,
     )
     _call("hf_adamp_accumulate", pending, plan.guess.data_ptr())
+    # What autograd goes by to find that a tensor it saved has changed.
+    torch.autograd.graph.increment_version([*bucket.params, *chain(*bucket.moments)])
     return pending
 
 
@@ -187,12 +191,12 @@ def _plan(bucket: Bucket) -> _Plan:
         first_rows.append(row_count if has_rows else -1)
         row_count += rows[-1] if has_rows else 0
     tasks = array("q", chain.from_iterable(_tasks(rows, columns)))
-    slots = max([*tasks[5::6], -1]) + 1
+    slots = max([*tasks[5::_TASK_FIELDS], -1]) + 1
     return _Plan(
         tasks=tasks,
-        task_count=len(tasks) // 6,
-        columns=columns,
-        first_rows=first_rows,
+        task_count=len(tasks) // _TASK_FIELDS,
+        columns=array("q", columns),
+        first_rows=array("q", first_rows),
         elements=sum(map(math.prod, zip(rows, columns, strict=True))),
         guess=torch.full((len(rows),), _UNKNOWN, dtype=torch.int8),
         written=torch.zeros(row_count),
@@ -220,12 +224,13 @@ def _weight_table(bucket: Bucket, plan: _Plan) -> array[int]:
     def addresses(tensors: list[Tensor]) -> Iterable[int]:
         return map(Tensor.data_ptr, tensors)
 
-    nothing = [0] * len(bucket.params)
-    moments = [list(addresses(moment)) for moment in bucket.moments] + [nothing] * 2
-    columns = (addresses(bucket.params), addresses(bucket.grads), moments[0], moments[1])
-    return array(
-        "q", chain.from_iterable(zip(*columns, plan.columns, plan.first_rows, strict=True))
-    )
+    table = array("q", bytes(8 * _WEIGHT_FIELDS * len(bucket.params)))
+    fields = (bucket.params, bucket.grads, *bucket.moments)
+    for field, tensors in enumerate(fields):
+        table[field::_WEIGHT_FIELDS] = array("q", addresses(tensors))
+    table[4::_WEIGHT_FIELDS] = plan.columns
+    table[5::_WEIGHT_FIELDS] = plan.first_rows
+    return table
 
 
 def _scalar_table(bucket: Bucket) -> array[float]:
@@ -283,7 +288,13 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
         return None, f"could not be loaded ({error})"
     build = (ctypes.c_int64 * 6)()
     library.hf_adamp_build(build)
-    expected = (48, 48, ctypes.sizeof(_Rule), ctypes.sizeof(_Buffers), _SEGMENT)
+    expected = (
+        8 * _TASK_FIELDS,
+        8 * _WEIGHT_FIELDS,
+        ctypes.sizeof(_Rule),
+        ctypes.sizeof(_Buffers),
+        _SEGMENT,
+    )
     if tuple(build[:5]) != expected:
         return None, "was compiled from another version; reinstall hf-adamp"
     pointer, integer = ctypes.c_void_p, ctypes.c_int64

@@ -46,7 +46,7 @@ def refusal(bucket: Bucket) -> str | None:
         return "takes lr as a float only"
     elif rule.dampening and not bucket.moments:
         return "has no dampening without momentum"
-    if not all(map(are_row_major, bucket.params, bucket.grads, *bucket.moments)):
+    if not are_row_major(param, bucket.grads[0], *(moment[0] for moment in bucket.moments)):
         return "needs weight, gradient and state in the same dense, row-major layout"
     return None
 

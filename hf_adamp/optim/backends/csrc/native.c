@@ -5,7 +5,7 @@
  * that writes it, so weights are written in the same pass by which view they had in the last step
  * (the guess). The decision follows; where it differs, hf_adamp_apply recovers the old weight,
  *     w_old = (w_new + step) / (1 + shift written),
- * and writes it again. Weights of 16 bits cannot be recovered and are written after the decision.
+ * and writes it again. What could not be recovered precisely is written after the decision only.
  *
  * Statistics of a row are summed by one thread in one order, so results do not depend on the
  * number of threads. Long rows are split at fixed places and their parts added in order.
@@ -29,10 +29,10 @@
 #define INLINE static inline __attribute__((always_inline))
 
 /* The longest stretch worked on at once; a row that is longer is split. native.py knows it too. */
-#define SEGMENT 16384
+#define SEGMENT 32768
 #define STATISTICS 5
 #define MAXIMUM(a, b) ((a) > (b) ? (a) : (b))
-/* Beyond this a shift takes too much of a weight to recover it from what is left. */
+/* A shift beyond this takes too much of a weight to recover it from what is left. */
 #define RECOVERABLE 0.5f
 
 enum kind { ADAM, MOMENTUM, PLAIN };
@@ -148,21 +148,28 @@ INLINE float step_of(int kind, float g, float m, float v, const struct rule *rul
     } while (0)
 #endif
 
-/* The shift to write a row with before the decision, and the view that this stands for. */
-static float guessed_shift(const float *sums, int64_t columns, const struct rule *rule,
-                           int8_t guess, int8_t *view)
+/* Whether a row may be written before the decision, with which shift, and what view this stands
+ * for. It may where the old weight can be recovered to its last bits. */
+static int may_write(const float *sums, int64_t columns, const struct rule *rule, int8_t guess,
+                     float *shift, int8_t *view)
 {
+    *shift = -rule->decay;
     *view = NONE;
+    /* w_new + step is as precise as the larger of the two, so the step must be the smaller; a sum
+     * that is not a number fails as well. */
+    if (!(sums[4] <= sums[2]) || !(rule->decay < RECOVERABLE))
+        return 0;
     if (guess != CHANNEL)
-        return -rule->decay;
+        return 1;
     const float grad_norm = sqrtf(sums[1]), weight_norm = sqrtf(sums[2]), eps = rule->eps;
     const float cosine = fabsf(sums[0]) / (MAXIMUM(grad_norm, eps) * MAXIMUM(weight_norm, eps));
     const float part = sums[3] / ((weight_norm + eps) * (weight_norm + eps));
-    /* One row that fails the test settles its whole weight; a NaN fails it too. */
-    if (!(cosine < rule->delta / sqrtf((float)columns)) || !(fabsf(part) < RECOVERABLE))
-        return -rule->decay;
-    *view = CHANNEL;
-    return part - rule->projected_decay;
+    /* One row that fails the test settles its whole weight. */
+    if (cosine < rule->delta / sqrtf((float)columns) && fabsf(part) < RECOVERABLE) {
+        *shift = part - rule->projected_decay;
+        *view = CHANNEL;
+    }
+    return 1;
 }
 
 static void accumulate_task(const struct task *t, const struct weight *w, struct scalars scalars,
@@ -170,23 +177,26 @@ static void accumulate_task(const struct task *t, const struct weight *w, struct
 {
     float step[SEGMENT];
     const int is_part = t->slot >= 0, has_rows = w->first_row >= 0;
-    const int deferred = has_rows && (rule->dtype != FLOAT32 || guess == LAYER || guess == UNTOUCHED ||
-                                      (is_part && guess != NONE) || !(rule->decay < RECOVERABLE));
+    /* 16 bits lose the old weight; a part of a row does not know the row's sums. */
+    const int deferred = rule->dtype != FLOAT32 || is_part || guess == LAYER || guess == UNTOUCHED;
     for (int64_t row = t->row; row < t->row + t->rows; row++) {
         const int64_t at = row * w->columns + t->column, place = w->first_row + row;
         float own[STATISTICS], *sums = is_part ? b->partials + STATISTICS * t->slot : own;
         FOR_TYPE(measure, w, at, t->columns, step, rule, scalars, sums);
-        int8_t view = UNTOUCHED;
-        float shift = 0;
-        if (!deferred) {
-            shift = guessed_shift(sums, w->columns, rule, has_rows ? guess : NONE, &view);
+        if (!has_rows) {
+            FOR_TYPE(write, w, at, t->columns, step, -rule->decay);
+            continue;
+        }
+        float shift;
+        int8_t view;
+        const int written = !deferred && may_write(sums, w->columns, rule, guess, &shift, &view);
+        if (written)
             FOR_TYPE(write, w, at, t->columns, step, shift);
+        if (t->column == 0) {
+            b->written[place] = written ? shift : 0;
+            b->written_as[place] = written ? view : UNTOUCHED;
         }
-        if (has_rows && t->column == 0) {
-            b->written[place] = shift;
-            b->written_as[place] = view;
-        }
-        if (has_rows && !is_part)
+        if (!is_part)
             for (int k = 0; k < STATISTICS; k++)
                 b->stats[k * b->stride + place] = sums[k];
     }
