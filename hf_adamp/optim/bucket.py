@@ -9,6 +9,9 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from .distributed import Placement
+from .projection import Extent, has_rows
+
 __all__ = ["AdamRule", "Bucket", "Rule", "SGDRule", "working_dtype"]
 
 Scalar: TypeAlias = float | Tensor
@@ -87,6 +90,8 @@ class Bucket:
         weights: the bucket's weights with rows among those of its section, in whose `Layout` and
             `Decision` they are numbered; known once it is part of one.
         rows: the bucket's rows in the section's statistics buffer, likewise.
+        placements: where the rows of sharded weights live, in parallel to params or empty; params,
+            grads and moments are then this process's parts.
         memo: what the backend keeps from step to step for a bucket of these shapes.
     """
 
@@ -99,6 +104,25 @@ class Bucket:
     weights: slice = field(default_factory=lambda: slice(0, 0))
     rows: slice = field(default_factory=lambda: slice(0, 0))
     memo: dict[str, Any] = field(default_factory=dict)
+    placements: list[Placement | None] = field(default_factory=list)
+
+    def extents(self) -> list[Extent]:
+        """Of the weights with rows."""
+        params = self.params[: self.matrices]
+        if not self.placements:
+            return [Extent.of(param.shape) for param in params]
+        return [
+            placement.extent if placement else Extent.of(param.shape)
+            for param, placement in zip(params, self.placements, strict=False)
+        ]
+
+    def with_rows(self) -> list[bool]:
+        """Which weights take part in the test; a sharded one does even if no row of it is here."""
+        here = [has_rows(param.shape) for param in self.params]
+        if not self.placements:
+            return here
+        pairs = zip(self.placements, here, strict=True)
+        return [placement is not None or rows for placement, rows in pairs]
 
     def take(self, indices: Sequence[int]) -> Bucket:
         """The bucket of the weights at these indices."""
@@ -109,11 +133,12 @@ class Bucket:
         matrices = min(max(self.matrices - begin, 0), end - begin)
         return replace(self._map(lambda tensors: tensors[begin:end]), matrices=matrices)
 
-    def _map(self, pick: Callable[[list[Tensor]], list[Tensor]]) -> Bucket:
+    def _map(self, pick: Callable[[list[Any]], list[Any]]) -> Bucket:
         return replace(
             self,
             params=pick(self.params),
             grads=pick(self.grads),
             moments=tuple(pick(moment) for moment in self.moments),
             state_steps=pick(self.state_steps) if self.state_steps else [],
+            placements=pick(self.placements) if self.placements else [],
         )

@@ -1,19 +1,58 @@
-"""Where rows live when weights are sharded, and which kinds of shards the projection refuses.
+"""DTensor: where the rows of sharded weights live, and what must be added up between processes.
 
-The projection of a weight needs its rows. A shard that was flattened to one dimension has none
-left, so AdamP would turn into AdamW without a word; it says so instead.
+A row of a weight may be split between processes (`Shard(1)` and higher, tensor parallelism by
+columns): then its statistics are sums of parts, added before the cosines. Or whole rows may be
+spread over them (`Shard(0)`, FSDP2): then a weight's totals are. Either way it is one all-reduce of
+a few floats a row or a weight, for all weights at once and for each dimension of the mesh.
+
+What is added up, and in which order, depends on the weights alone: not on gradients, which a
+process may lack, nor on their values. So processes cannot wait for each other in vain.
 """
 
 from __future__ import annotations
 
-from torch import Tensor
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeGuard, cast
 
-__all__ = ["refuse_flattened"]
+import torch
+from torch import Tensor, distributed
+
+from .projection import Extent, Statistic, has_rows
+
+__all__ = [
+    "Placement",
+    "Reducer",
+    "flattened_message",
+    "is_sharded",
+    "local_part",
+    "refuse_flattened",
+]
 
 _REMEDY = (
-    "shard with FSDP2 (`fully_shard`), which keeps the shape of weights, or train with "
-    "torch.optim.AdamW, which is what flattened AdamP amounts to"
+    "shard with FSDP2 (`fully_shard`), which keeps the shape of weights, or set delta=0, which "
+    "is AdamW (or SGD) by request"
 )
+
+
+def flattened_message(name: str) -> str:
+    """What to say where a framework has put flat weights in the place of the optimizer's own."""
+    return (
+        f"{name} and its group had weights with rows when the optimizer was made and have none "
+        "now: they were flattened, as DeepSpeed ZeRO does. Their rows cannot be seen, so nothing "
+        f"would ever be projected; {_REMEDY}."
+    )
+
+
+_TOTALS = len(Statistic) + 1
+
+
+def is_sharded(tensor: Tensor) -> TypeGuard[Any]:
+    """Whether this is a DTensor."""
+    # There is none before its module is loaded, which takes half a second that others may save.
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
 
 
 def refuse_flattened(param: Tensor, name: str) -> None:
@@ -28,10 +67,141 @@ def refuse_flattened(param: Tensor, name: str) -> None:
             f"{name} is a flattened FSDP1 shard: its rows cannot be seen, so nothing would ever be "
             f"projected; {_REMEDY}."
         )
-    if any(attribute.startswith("ds_") for attribute in vars(param)) or hasattr(
-        param, "_hp_mapping"
-    ):
+    attributes = vars(param)
+    if "_hp_mapping" in attributes or any(name.startswith("ds_") for name in attributes):
         raise RuntimeError(
             f"{name} is partitioned by DeepSpeed ZeRO: its rows cannot be seen, so nothing would "
             f"ever be projected; {_REMEDY}."
         )
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A sharded weight's rows: how many are here, and where its sums have their place.
+
+    Attributes:
+        extent: rows here, columns and elements everywhere.
+        row_slots: mesh dimension → where its rows begin in that dimension's sum over rows.
+        weight_slots: mesh dimension → its place in that dimension's sum over weights.
+    """
+
+    extent: Extent
+    row_slots: dict[_Dimension, int]
+    weight_slots: dict[_Dimension, int]
+
+
+@dataclass(frozen=True)
+class _Dimension:
+    """One dimension of a device mesh; hashed by identity of the mesh's ranks."""
+
+    mesh: Any
+    index: int
+
+    @property
+    def group(self) -> Any:
+        return self.mesh.get_group(self.index)
+
+
+@dataclass
+class Reducer:
+    """Adds up statistics between the processes that share weights.
+
+    Built from all weights that are sharded, whether or not they have a gradient in a step.
+    """
+
+    placements: dict[Tensor, Placement] = field(default_factory=dict)
+    row_counts: dict[_Dimension, int] = field(default_factory=dict)
+    weight_counts: dict[_Dimension, int] = field(default_factory=dict)
+    dtype: torch.dtype = torch.float32
+
+    @classmethod
+    def of(cls, params: Iterable[Tensor]) -> Reducer | None:
+        """The reducer of the weights among these that are sharded, None where none is."""
+        reducer = cls()
+        for param in params:
+            if is_sharded(param):
+                reducer._place(param)
+        return reducer if reducer.placements else None
+
+    def _place(self, param: Any) -> None:
+        shape = param.shape
+        if not has_rows(shape):
+            return
+        rows = param.to_local().shape[0]
+        row_slots: dict[_Dimension, int] = {}
+        weight_slots: dict[_Dimension, int] = {}
+        for index, placement in enumerate(param.placements):
+            if placement.is_partial():
+                raise RuntimeError(
+                    f"a weight of shape {tuple(shape)} is placed {placement}: parts that have to "
+                    "be added up are no weight; redistribute it to Replicate() or Shard()."
+                )
+            if placement.is_replicate() or param.device_mesh.size(index) == 1:
+                continue
+            dimension = _Dimension(param.device_mesh, index)
+            slots, counts, size = (
+                (weight_slots, self.weight_counts, 1)
+                if placement.dim in (0, -len(shape))
+                else (row_slots, self.row_counts, rows)
+            )
+            slots[dimension] = counts.get(dimension, 0)
+            counts[dimension] = slots[dimension] + size
+        if param.dtype == torch.float64:
+            self.dtype = torch.float64
+        extent = Extent(rows, Extent.of(shape).columns, shape.numel())
+        self.placements[param] = Placement(extent, row_slots, weight_slots)
+
+    def add_rows(self, sections: Sequence[tuple[list[Placement], Tensor]]) -> None:
+        """Make the statistics of split rows whole, in place.
+
+        Args:
+            sections: placements of the weights and the (5, R) statistics of their rows.
+        """
+        for dimension, count in self.row_counts.items():
+            pieces = []
+            for placements, stats in sections:
+                begin = 0
+                for placement in placements:
+                    rows = slice(begin, begin + placement.extent.rows)
+                    begin = rows.stop
+                    if dimension in placement.row_slots:
+                        pieces.append((placement.row_slots[dimension], stats[:, rows]))
+            self._all_reduce(dimension, len(Statistic), count, pieces)
+
+    def add_weights(self, sections: Sequence[tuple[list[Placement], Tensor]]) -> None:
+        """Make the totals of weights whose rows are spread whole, in place.
+
+        Args:
+            sections: placements of the weights and their (6, W) totals.
+        """
+        for dimension, count in self.weight_counts.items():
+            pieces = [
+                (placement.weight_slots[dimension], totals[:, weight : weight + 1])
+                for placements, totals in sections
+                for weight, placement in enumerate(placements)
+                if dimension in placement.weight_slots
+            ]
+            self._all_reduce(dimension, _TOTALS, count, pieces)
+
+    def _all_reduce(
+        self, dimension: _Dimension, height: int, width: int, pieces: list[tuple[int, Tensor]]
+    ) -> None:
+        # Where a process has nothing for a weight its zeros change no sum. With CPU offload the
+        # weights' device is not the one that the processes talk on.
+        buffer = torch.zeros(height, width, dtype=self.dtype, device=dimension.mesh.device_type)
+        for slot, piece in pieces:
+            buffer[:, slot : slot + piece.shape[1]] = piece
+        distributed.all_reduce(buffer, group=dimension.group)
+        for slot, piece in pieces:
+            piece.copy_(buffer[:, slot : slot + piece.shape[1]])
+
+
+def local_part(tensor: Any, like: Tensor) -> Any:
+    """This process's part of a tensor that is, or is to be, sharded as the weight `like` is."""
+    if not is_sharded(like) or not is_sharded(tensor):
+        return tensor
+    if tensor.placements != like.placements:
+        tensor = tensor.redistribute(like.device_mesh, like.placements)
+    part: Any = tensor.to_local()
+    # A redistribution may still be under way.
+    return cast(Tensor, part.wait() if hasattr(part, "wait") else part)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, ClassVar
 
@@ -13,9 +14,9 @@ from torch.optim.optimizer import Optimizer, ParamsT
 from .backends import Flags
 from .bucket import Bucket, working_dtype
 from .checkpoint import adapt
-from .distributed import refuse_flattened
+from .distributed import Reducer, flattened_message, local_part, refuse_flattened
 from .options import check_options
-from .projection import StepRecord
+from .projection import StepRecord, has_rows
 from .step import SectionCache, run
 
 __all__ = ["ProjectedOptimizer", "zeros_like_moment"]
@@ -50,6 +51,8 @@ class ProjectedOptimizer(Optimizer):
 
     def _reset_caches(self) -> None:
         self._sections: SectionCache = {}
+        self._seen: list[_Seen] = []
+        self._reducer: Reducer | None = None
         self.record_steps = False
         self.last_step: list[StepRecord] = []
 
@@ -64,20 +67,36 @@ class ProjectedOptimizer(Optimizer):
         check_options({**self.defaults, **param_group})
         super().add_param_group(param_group)
         try:
-            self._check_weights(len(self.param_groups) - 1)
+            self._look_at_weights()
         except (TypeError, RuntimeError):
             self.param_groups.pop()
             raise
 
-    def _check_weights(self, group_index: int) -> None:
-        for index, param in enumerate(self.param_groups[group_index]["params"]):
-            name = self._name(group_index, index)
-            if param.is_complex():
-                raise TypeError(
-                    f"{name} is complex, which the projection is not defined for; "
-                    "pass torch.view_as_real of it."
-                )
-            refuse_flattened(param, name)
+    def _look_at_weights(self) -> None:
+        """Check weights that were not there before, and learn which are sharded.
+
+        Frameworks that shard or offload put other tensors in the place of an optimizer's weights
+        after it was made, so every step asks.
+        """
+        seen = [_Seen.of(group["params"]) for group in self.param_groups]
+        if seen == self._seen:
+            return
+        for group_index, group in enumerate(self.param_groups):
+            before = self._seen[group_index] if group_index < len(self._seen) else None
+            if group["delta"] and before and before.matrices and not seen[group_index].matrices:
+                raise RuntimeError(flattened_message(self._name(group_index, 0)))
+            for index, param in enumerate(group["params"]):
+                name = self._name(group_index, index)
+                if param.is_complex():
+                    raise TypeError(
+                        f"{name} is complex, which the projection is not defined for; "
+                        "pass torch.view_as_real of it."
+                    )
+                if group["delta"]:
+                    refuse_flattened(param, name)
+        params = chain.from_iterable(group["params"] for group in self.param_groups)
+        self._reducer = Reducer.of(params)
+        self._seen = seen
 
     def _name(self, group_index: int, index: int) -> str:
         names = self.param_groups[group_index].get("param_names")
@@ -109,15 +128,38 @@ class ProjectedOptimizer(Optimizer):
 
     def _step(self) -> None:
         if not torch.compiler.is_compiling():
+            self._look_at_weights()
             self._check_before_step()
-        buckets = [self._bucket(group) for group in self.param_groups]
+        buckets = [self._local(self._bucket(group)) for group in self.param_groups]
         flags = [
             Flags(group["foreach"], group["fused"], group["differentiable"])
             for group in self.param_groups
         ]
-        records = run(buckets, flags, sections=self._sections, recording=self.record_steps)
+        records = run(
+            buckets,
+            flags,
+            sections=self._sections,
+            reducer=self._reducer,
+            recording=self.record_steps,
+        )
         if self.record_steps:
             self.last_step = records
+
+    def _local(self, bucket: Bucket) -> Bucket:
+        """The same bucket with this process's parts of sharded weights."""
+        if self._reducer is None:
+            return bucket
+
+        def parts(tensors: list[Tensor]) -> list[Tensor]:
+            return list(map(local_part, tensors, bucket.params))
+
+        return replace(
+            bucket,
+            params=parts(bucket.params),
+            grads=parts(bucket.grads),
+            moments=tuple(parts(moment) for moment in bucket.moments),
+            placements=[self._reducer.placements.get(param) for param in bucket.params],
+        )
 
     def _bucket(self, group: dict[str, Any]) -> Bucket:
         """The weights of a group that have a gradient, their state made where it is missing."""
@@ -189,6 +231,18 @@ class ProjectedOptimizer(Optimizer):
                 for name in self.state_aliases:
                     if (value := state_dict["state"][key].get(name)) is not None:
                         self.state[param][name] = value.to(dtype=dtype, device=param.device)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """Which weights a param group had, and how many of them take part in the test."""
+
+    identities: tuple[int, ...]
+    matrices: int
+
+    @classmethod
+    def of(cls, params: list[Tensor]) -> _Seen:
+        return cls(tuple(map(id, params)), sum(has_rows(param.shape) for param in params))
 
 
 def zeros_like_moment(param: Tensor) -> Tensor:

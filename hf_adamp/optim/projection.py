@@ -14,23 +14,26 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 __all__ = [
     "Decision",
+    "Extent",
     "Layout",
     "Statistic",
     "StepRecord",
     "View",
     "Views",
     "choose_views",
-    "decide",
+    "cosine",
     "has_rows",
     "radial_part",
     "record",
     "shift_rows",
+    "total",
 ]
 
 
@@ -61,6 +64,22 @@ def has_rows(shape: torch.Size) -> bool:
 
 
 @dataclass(frozen=True)
+class Extent:
+    """How large a weight is: its rows here, and its columns and elements on all processes."""
+
+    rows: int
+    columns: int
+    numel: int
+
+    @classmethod
+    def of(cls, shape: torch.Size) -> Extent:
+        """The extent of a weight that is not sharded."""
+        # The product, not reshape's -1, which is ambiguous where a dimension is 0.
+        columns = math.prod(shape[1:])
+        return cls(shape[0], columns, shape[0] * columns)
+
+
+@dataclass(frozen=True)
 class Layout:
     """Where the rows of each weight lie in the buffer, and the limits its cosines are held against.
 
@@ -68,8 +87,7 @@ class Layout:
     changes. W is the number of weights, R the number of rows of all of them.
 
     Attributes:
-        rows: rows of each weight, Python integers.
-        columns: elements in a row of each weight, Python integers.
+        extents: W extents.
         row_weight: (R,) int64, the weight that a row belongs to.
         offsets: (W + 1,) int64, where each weight's rows begin.
         channel_limit: (W,) `δ / √columns`.
@@ -77,8 +95,7 @@ class Layout:
         eps: (W,) the optimizer's eps, which keeps the norms of zero rows off zero.
     """
 
-    rows: tuple[int, ...]
-    columns: tuple[int, ...]
+    extents: tuple[Extent, ...]
     row_weight: Tensor
     offsets: Tensor
     channel_limit: Tensor
@@ -88,56 +105,47 @@ class Layout:
     @classmethod
     def build(
         cls,
-        shapes: Sequence[torch.Size],
+        extents: Sequence[Extent],
         deltas: Sequence[float],
         eps: Sequence[float],
         *,
         dtype: torch.dtype,
         device: torch.device,
     ) -> Layout:
-        """Lay out weights of these shapes, one delta and one eps each, in this order."""
-        rows = [shape[0] for shape in shapes]
-        # The product, not reshape's -1, which is ambiguous where a dimension is 0.
-        columns = [math.prod(shape[1:]) for shape in shapes]
-        starts = [0]
-        for count in rows:
-            starts.append(starts[-1] + count)
+        """Lay out weights of these extents, one delta and one eps each, in this order."""
+        rows = [extent.rows for extent in extents]
+        starts = list(accumulate(rows, initial=0))
 
         def vector(values: Sequence[float], dtype: torch.dtype) -> Tensor:
             # Two steps: building it on an accelerator at once would wait for the copy.
             return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
 
-        limits = list(zip(deltas, rows, columns, strict=True))
+        pairs = list(zip(deltas, extents, strict=True))
         return cls(
-            rows=tuple(rows),
-            columns=tuple(columns),
+            extents=tuple(extents),
             row_weight=torch.repeat_interleave(
                 torch.arange(len(rows), device=device),
                 vector(rows, torch.int64),
                 output_size=starts[-1],
             ),
             offsets=vector(starts, torch.int64),
-            channel_limit=vector([d / math.sqrt(c) for d, _, c in limits], dtype),
-            layer_limit=vector([d / math.sqrt(r * c) for d, r, c in limits], dtype),
+            channel_limit=vector([delta / math.sqrt(e.columns) for delta, e in pairs], dtype),
+            layer_limit=vector([delta / math.sqrt(e.numel) for delta, e in pairs], dtype),
             eps=vector(eps, dtype),
         )
 
 
 @dataclass(frozen=True)
 class Views:
-    """How every weight of a step is seen, and the cosines that decided it.
+    """How every weight of a step is seen.
 
     Attributes:
         channel: (W,) bool, projected row by row.
         layer: (W,) bool, projected as one vector; never where `channel` is true.
-        max_cosine: (W,) the largest `|cos(w_r, g_r)|` over the rows of a weight.
-        layer_cosine: (W,) `|cos(w, g)|` of the whole weight.
     """
 
     channel: Tensor
     layer: Tensor
-    max_cosine: Tensor
-    layer_cosine: Tensor
 
     @property
     def codes(self) -> Tensor:
@@ -145,7 +153,24 @@ class Views:
         return (self.channel * View.CHANNEL + self.layer * View.LAYER).to(torch.int8)
 
 
-def choose_views(stats: Tensor, layout: Layout) -> Views:
+def total(stats: Tensor, layout: Layout) -> Tensor:
+    """Sum up the rows of each weight.
+
+    Args:
+        stats: (5, R) buffer, see `Statistic`.
+        layout: the rows of the buffer.
+
+    Returns:
+        (6, W): the five statistics of whole weights and, last, how many of a weight's rows fail
+        the channel view's test. All are sums, so where rows are spread over processes one
+        all-reduce makes them whole.
+    """
+    row_cosine = cosine(stats, layout.eps[layout.row_weight])
+    fails = ~(row_cosine < layout.channel_limit[layout.row_weight])
+    return torch.stack([_sum_rows(row, layout) for row in (*stats, fails.to(stats.dtype))])
+
+
+def choose_views(totals: Tensor, layout: Layout) -> Views:
     """Hold every weight against the test (Algorithm 2, lines 8 to 12).
 
     A weight is projected row by row where `max_r |cos(w_r, g_r)| < δ/√columns` (channel view),
@@ -153,22 +178,20 @@ def choose_views(stats: Tensor, layout: Layout) -> Views:
     that is not a number projects nothing, so NaN and Inf gradients have AdamW's outcome.
 
     Args:
-        stats: (5, R) buffer; `DOT`, `GRAD_SQ` and `WEIGHT_SQ` are read.
-        layout: the rows of the buffer.
+        totals: (6, W) what `total` returns.
+        layout: the limits.
     """
-    max_cosine = _per_weight("max", _cosine(stats, layout.eps[layout.row_weight]), layout)
-    layer_cosine = _cosine(_totals(stats[: Statistic.STEP_DOT], layout), layout.eps)
-    channel = max_cosine < layout.channel_limit
-    return Views(
-        channel=channel,
-        layer=~channel & (layer_cosine < layout.layer_limit),
-        max_cosine=max_cosine,
-        layer_cosine=layer_cosine,
-    )
+    channel = totals[len(Statistic)] == 0
+    return Views(channel, ~channel & (cosine(totals, layout.eps) < layout.layer_limit))
 
 
 def shift_rows(
-    stats: Tensor, layout: Layout, views: Views, decay: Tensor, projected_decay: Tensor
+    stats: Tensor,
+    totals: Tensor,
+    layout: Layout,
+    views: Views,
+    decay: Tensor,
+    projected_decay: Tensor,
 ) -> Tensor:
     """The multiple of each row that a step adds: `w ← w + (shift · w − step)`.
 
@@ -178,6 +201,7 @@ def shift_rows(
 
     Args:
         stats: (5, R) buffer; `WEIGHT_SQ` and `STEP_DOT` are read.
+        totals: (6, W) what `total` returns, read likewise.
         layout: the rows of the buffer.
         views: what `choose_views` chose.
         decay: (W,) what weight decay takes from a weight that is not projected, `lr · λ`.
@@ -187,7 +211,7 @@ def shift_rows(
         (R,) the shifts.
     """
     weight_decay = torch.where(views.channel | views.layer, projected_decay, decay)
-    whole = radial_part(_totals(stats[: Statistic.STEP_SQ], layout), layout.eps)
+    whole = radial_part(totals, layout.eps)
     in_channel, in_layer, whole_part, row_decay, row_eps = (
         per_weight[layout.row_weight]
         for per_weight in (views.channel, views.layer, whole, weight_decay, layout.eps)
@@ -205,29 +229,20 @@ class Decision:
     shift: Tensor
 
 
-def decide(stats: Tensor, layout: Layout, decay: Tensor, projected_decay: Tensor) -> Decision:
-    """Choose the views, size the shifts; arguments as in `choose_views` and `shift_rows`."""
-    views = choose_views(stats, layout)
-    return Decision(views, shift_rows(stats, layout, views, decay, projected_decay))
-
-
-def _totals(stats: Tensor, layout: Layout) -> Tensor:
-    return torch.stack([_per_weight("sum", row, layout) for row in stats])
-
-
-def _per_weight(reduction: str, per_row: Tensor, layout: Layout) -> Tensor:
+def _sum_rows(per_row: Tensor, layout: Layout) -> Tensor:
     # Unlike index_add, a segmented sum adds in one order on a GPU too: runs repeat bit for bit.
     # `unsafe` skips a check of the offsets that would wait for the device.
-    return torch.segment_reduce(per_row, reduction, offsets=layout.offsets, axis=0, unsafe=True)
+    return torch.segment_reduce(per_row, "sum", offsets=layout.offsets, axis=0, unsafe=True)
 
 
-def _cosine(stats: Tensor, eps: Tensor) -> Tensor:
-    """`|cos(w, g)|` with each norm kept at eps or above, as `F.cosine_similarity` does."""
+def cosine(stats: Tensor, eps: Tensor) -> Tensor:
+    """`|cos(w, g)|` with each norm kept at eps or above, as `F.cosine_similarity` does.
+
+    NaN where gradient or weight is not finite, which loses every comparison.
+    """
     grad_norm = stats[Statistic.GRAD_SQ].sqrt().clamp(min=eps)
     weight_norm = stats[Statistic.WEIGHT_SQ].sqrt().clamp(min=eps)
-    cosine = (stats[Statistic.DOT] / (grad_norm * weight_norm)).abs()
-    # What is not a number must lose every comparison, in a maximum too.
-    return cosine.nan_to_num(nan=math.inf, posinf=math.inf)
+    return (stats[Statistic.DOT] / (grad_norm * weight_norm)).abs()
 
 
 def radial_part(stats: Tensor, eps: Tensor | float) -> Tensor:
@@ -264,25 +279,34 @@ class StepRecord:
 
 
 def record(
-    params: Sequence[Tensor], stats: Tensor, layout: Layout, views: Views, shift: Tensor
+    params: Sequence[Tensor],
+    stats: Tensor,
+    totals: Tensor,
+    layout: Layout,
+    decision: Decision,
 ) -> StepRecord:
-    """Derive the record of a step; `stats` must hold all five statistics."""
-    weight_sq, step_dot, step_sq = stats[Statistic.WEIGHT_SQ :]
+    """Derive the record of a step; all five statistics must have been written."""
+    _, _, weight_sq, step_dot, step_sq = stats
+    shift = decision.shift
     update_sq = shift.square() * weight_sq - 2 * shift * step_dot + step_sq
-    weight_norm, update_norm, step_norm = (
-        _per_weight("sum", square, layout).clamp(min=0).sqrt()
-        for square in (weight_sq, update_sq, step_sq)
+    row_cosine = cosine(stats, layout.eps[layout.row_weight])
+    max_cosine = torch.segment_reduce(
+        row_cosine, "max", offsets=layout.offsets, axis=0, unsafe=True, initial=0.0
     )
-    radial = _per_weight("sum", step_dot, layout).abs() / weight_norm
-    columns = torch.tensor([math.sqrt(c) for c in layout.columns]).to(stats, non_blocking=True)
-    numel = torch.tensor([math.sqrt(p.numel()) for p in params]).to(stats, non_blocking=True)
+    weight_norm, step_norm = (
+        totals[Statistic.WEIGHT_SQ].sqrt(),
+        totals[Statistic.STEP_SQ].sqrt(),
+    )
+    radial = totals[Statistic.STEP_DOT].abs() / weight_norm
+    columns = torch.tensor([math.sqrt(e.columns) for e in layout.extents])
+    numel = torch.tensor([math.sqrt(e.numel) for e in layout.extents])
     return StepRecord(
         params=tuple(params),
-        view=views.codes,
-        max_cosine=views.max_cosine,
-        channel_margin=views.max_cosine * columns,
-        layer_margin=views.layer_cosine * numel,
+        view=decision.views.codes,
+        max_cosine=max_cosine,
+        channel_margin=max_cosine * columns.to(stats, non_blocking=True),
+        layer_margin=cosine(totals, layout.eps) * numel.to(stats, non_blocking=True),
         weight_norm=weight_norm,
-        update_norm=update_norm,
+        update_norm=_sum_rows(update_sq, layout).clamp(min=0).sqrt(),
         radial_share=(radial / step_norm).nan_to_num(nan=0.0),
     )

@@ -75,7 +75,7 @@ def choose(bucket: Bucket, flags: Flags) -> Backend:
         RuntimeError: if `foreach=True` or `fused=True` cannot be honoured.
     """
     if flags.differentiable:
-        return single_tensor
+        return _first_serving((single_tensor,), bucket, "differentiable=True")
     if torch.compiler.is_compiling():
         return foreach_backend
     if flags.fused:
@@ -83,7 +83,7 @@ def choose(bucket: Bucket, flags: Flags) -> Backend:
     if flags.foreach:
         return _first_serving((foreach_backend,), bucket, "foreach=True")
     if flags.foreach is False:
-        return single_tensor
+        return _first_serving((single_tensor,), bucket, "foreach=False")
     candidates = _BY_DEFAULT if flags.fused is None else (foreach_backend, single_tensor)
     return _first_serving(candidates, bucket, "the default")
 

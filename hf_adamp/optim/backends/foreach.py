@@ -23,6 +23,9 @@ chunk_elements = 1 << 19
 
 def refusal(bucket: Bucket) -> str | None:
     """Why this backend cannot serve the bucket, or None where it can."""
+    dtype = working_dtype(bucket.params[0].dtype)
+    if any(moment[0].dtype != dtype for moment in bucket.moments):
+        return f"needs state in {dtype}, not {bucket.moments[0][0].dtype}"
     if isinstance(bucket.rule, AdamRule) and not bucket.rule.capturable:
         for option in ("lr", "beta1", "beta2"):
             if isinstance(getattr(bucket.rule, option), Tensor):

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..bucket import AdamRule, Bucket
+from ..bucket import AdamRule, Bucket, working_dtype
 from ..projection import Decision, Statistic
 from .row_major import are_row_major
 from .scalars import adam_scalars
@@ -80,6 +80,8 @@ class _Plan:
         first_rows: place of each weight's rows in the bucket's part of the statistics, or -1.
         elements: of all weights.
         guess: (weights,) int8, the views of the last step; `_UNKNOWN` before the first.
+        guessable: (weights,) bool, whether whole rows are here, so that a row can be written
+            before processes have added up their sums.
         written: (rows,) the shift that each row was written with.
         written_as: (rows,) int8, the view that each row was written as.
         partials: sums of the parts of rows that are split.
@@ -91,6 +93,7 @@ class _Plan:
     first_rows: array[int]
     elements: int
     guess: Tensor
+    guessable: Tensor
     written: Tensor
     written_as: Tensor
     partials: Tensor
@@ -118,6 +121,8 @@ def refusal(bucket: Bucket) -> str | None:
         return f"has no kernel for {param.dtype} weights with {bucket.grads[0].dtype} gradients"
     if param.dtype == torch.float16 and not _has_float16():
         return "was compiled without float16"
+    if any(moment[0].dtype != working_dtype(param.dtype) for moment in bucket.moments):
+        return f"needs state in {working_dtype(param.dtype)}, not {bucket.moments[0][0].dtype}"
     betas = (rule.beta1, rule.beta2) if isinstance(rule, AdamRule) else ()
     if any(isinstance(option, Tensor) for option in (rule.lr, *betas)):
         return "takes lr and betas as floats only"
@@ -165,6 +170,7 @@ def apply(bucket: Bucket, stats: Tensor, decision: Decision | None, pending: _Pe
     shift = decision.shift[bucket.rows].contiguous()
     plan.guess[: bucket.matrices] = views
     _call("hf_adamp_apply", pending, plan.guess.data_ptr(), shift.data_ptr())
+    plan.guess[~plan.guessable] = _UNKNOWN
 
 
 def _call(function: str, pending: _Pending, *addresses: int) -> None:
@@ -183,11 +189,12 @@ def _call(function: str, pending: _Pending, *addresses: int) -> None:
 
 def _plan(bucket: Bucket) -> _Plan:
     rows, columns, first_rows = [], [], []
+    placements = bucket.placements or [None] * len(bucket.params)
     row_count = 0
     for index, param in enumerate(bucket.params):
         has_rows = index < bucket.matrices
         rows.append(param.shape[0] if has_rows else 1)
-        columns.append(param.numel() // rows[-1])
+        columns.append(param.numel() // rows[-1] if rows[-1] else 0)
         first_rows.append(row_count if has_rows else -1)
         row_count += rows[-1] if has_rows else 0
     tasks = array("q", chain.from_iterable(_tasks(rows, columns)))
@@ -199,6 +206,7 @@ def _plan(bucket: Bucket) -> _Plan:
         first_rows=array("q", first_rows),
         elements=sum(map(math.prod, zip(rows, columns, strict=True))),
         guess=torch.full((len(rows),), _UNKNOWN, dtype=torch.int8),
+        guessable=torch.tensor([not (p and p.row_slots) for p in placements], dtype=torch.bool),
         written=torch.zeros(row_count),
         written_as=torch.zeros(row_count, dtype=torch.int8),
         partials=torch.zeros(slots, len(Statistic)),

@@ -20,8 +20,10 @@ chunk_elements = None
 
 
 def refusal(bucket: Bucket) -> str | None:
-    """Why this backend cannot serve the bucket: it serves every one."""
-    del bucket
+    """Why this backend cannot serve the bucket, or None where it can."""
+    dtype = working_dtype(bucket.params[0].dtype)
+    if any(moment[0].dtype != dtype for moment in bucket.moments):
+        return f"needs state in {dtype}, not {bucket.moments[0][0].dtype}"
     return None
 
 

@@ -37,6 +37,10 @@ def refusal(bucket: Bucket) -> str | None:
         return f"is for the CPU, not {param.device.type}"
     if working_dtype(param.dtype) != param.dtype or bucket.grads[0].dtype != param.dtype:
         return f"has no kernel for {param.dtype} weights with {bucket.grads[0].dtype} gradients"
+    if any(moment[0].dtype != working_dtype(param.dtype) for moment in bucket.moments):
+        return f"needs state in {working_dtype(param.dtype)}, not {bucket.moments[0][0].dtype}"
+    if bucket.placements:
+        return "learns the step too late for weights that are sharded"
     if isinstance(rule, AdamRule):
         if rule.nesterov:
             return "has no Nesterov momentum for AdamP"
