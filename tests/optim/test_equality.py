@@ -13,6 +13,7 @@ from tests.references import CHANNEL, LAYER, NONE, ReferenceSGDP
 from tests.tables.optimizer_options import (
     ADAMP,
     GOOD,
+    HALVES,
     SGDP_,
     cases,
     families_and_paths,
@@ -27,6 +28,7 @@ COMPARED_AFTER = (1, STEPS)
 PUBLISHED = [name for name in SHAPES if not name.startswith("no_")]
 VIEWLESS = {"one_row", "rows_of_one", "one_element", "zero", "zero_row"}
 KINDS = [*KINDS, "random"]
+EXACT = (torch.float64, torch.float32)
 
 
 class Published:
@@ -123,14 +125,14 @@ def compare_with_published(family, good, path, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("good", "path"), cases(ADAMP))
-def test_adamp_equals_adamp_0_3_0(good, path, kind):
+@pytest.mark.parametrize(("good", "path", "dtype"), cases(ADAMP))
+def test_adamp_equals_adamp_0_3_0(good, path, dtype, kind):
     compare_with_published(ADAMP, good, path, kind)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("good", "path"), cases(SGDP_))
-def test_sgdp_equals_adamp_0_3_0_or_the_paper(good, path, kind):
+@pytest.mark.parametrize(("good", "path", "dtype"), cases(SGDP_))
+def test_sgdp_equals_adamp_0_3_0_or_the_paper(good, path, dtype, kind):
     compare_with_published(SGDP_, good, path, kind)
 
 
@@ -185,20 +187,14 @@ def compare_with_paper(family, good, path, dtype):
         assert_same(family, snapshot(optimizer), snapshots[steps], names=names)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-@pytest.mark.parametrize(("good", "path"), cases(ADAMP))
+@pytest.mark.parametrize(("good", "path", "dtype"), cases(ADAMP, EXACT))
 def test_adamp_equals_the_paper_in_float64(good, path, dtype):
     compare_with_paper(ADAMP, good, path, dtype)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-@pytest.mark.parametrize(("good", "path"), cases(SGDP_))
+@pytest.mark.parametrize(("good", "path", "dtype"), cases(SGDP_, EXACT))
 def test_sgdp_equals_the_paper_in_float64(good, path, dtype):
     compare_with_paper(SGDP_, good, path, dtype)
-
-
-def is_half(good, path):
-    return path.half
 
 
 def compare_in_half_precision(family, good, path, dtype):
@@ -216,14 +212,12 @@ def compare_in_half_precision(family, good, path, dtype):
         assert_same(family, snapshot(optimizer), expected, names=list(SHAPES))
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize(("good", "path"), cases(ADAMP, is_half))
+@pytest.mark.parametrize(("good", "path", "dtype"), cases(ADAMP, HALVES))
 def test_adamp_in_half_precision_is_float32_rounded_once_a_step(good, path, dtype):
     compare_in_half_precision(ADAMP, good, path, dtype)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize(("good", "path"), cases(SGDP_, is_half))
+@pytest.mark.parametrize(("good", "path", "dtype"), cases(SGDP_, HALVES))
 def test_sgdp_in_half_precision_is_float32_rounded_once_a_step(good, path, dtype):
     compare_in_half_precision(SGDP_, good, path, dtype)
 

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from hf_adamp import SGDP, AdamP
+from hf_adamp.optim.backends import native
+from hf_adamp.optim.bucket import Bucket, SGDRule
 from tests.references import ReferenceAdamP, ReferenceSGDP
 
 
@@ -88,7 +90,7 @@ GOOD = {
         ),
         Good("eps", {"momentum": 0.9, "eps": 1e-2}, "an eps that shows in the norms"),
         Good("delta-zero", {"delta": 0.0, "momentum": 0.9, "weight_decay": 0.01}, "plain SGD"),
-        Good("delta-large", {"delta": 1e3, "momentum": 0.9}, "everything projects"),
+        Good("delta-large", {"delta": 1e3, "momentum": 0.5}, "everything projects"),
         Good("wd-ratio-0", {"weight_decay": 0.05, "wd_ratio": 0.0}, "no decay where projected"),
         Good("maximize", {"maximize": True, "momentum": 0.9, "weight_decay": 0.01}, "ascent"),
         Good(
@@ -118,12 +120,12 @@ _BAD_IN_BOTH = [
     Bad({"lr": torch.tensor([0.1, 0.2])}, ValueError, r"lr has 2 elements"),
     Bad({"eps": -1e-8}, ValueError, r"eps=-1e-08 must be at least 0"),
     Bad({"weight_decay": -0.1}, ValueError, r"weight_decay=-0\.1 must be at least 0"),
-    Bad({"weight_decay": torch.tensor(0.1)}, TypeError, r"weight_decay"),
+    Bad({"weight_decay": torch.tensor(0.1)}, TypeError, r"weight_decay=.* number, not Tensor"),
     Bad({"delta": -0.1}, ValueError, r"delta=-0\.1 must be at least 0"),
     Bad({"delta": float("nan")}, ValueError, r"delta=nan must"),
-    Bad({"delta": torch.tensor(0.1)}, TypeError, r"delta"),
-    Bad({"eps": torch.tensor(0.1)}, TypeError, r"eps"),
-    Bad({"wd_ratio": torch.tensor(0.1)}, TypeError, r"wd_ratio"),
+    Bad({"delta": torch.tensor(0.1)}, TypeError, r"delta=.* number, not Tensor"),
+    Bad({"eps": torch.tensor(0.1)}, TypeError, r"eps=.* number, not Tensor"),
+    Bad({"wd_ratio": torch.tensor(0.1)}, TypeError, r"wd_ratio=.* number, not Tensor"),
     Bad({"wd_ratio": -0.1}, ValueError, r"wd_ratio=-0\.1 must"),
     Bad({"wd_ratio": 1.5}, ValueError, r"wd_ratio=1\.5 must be in \[0, 1\]"),
     Bad({"nesterov": 1}, TypeError, r"nesterov=1 must be True or False"),
@@ -160,11 +162,17 @@ BAD = {
         *_BAD_IN_BOTH,
         Bad({"momentum": -0.1}, ValueError, r"momentum=-0\.1 must be in \[0, 1\)"),
         Bad({"momentum": 1.0}, ValueError, r"momentum=1\.0 must be in \[0, 1\)"),
-        Bad({"momentum": torch.tensor(0.9)}, TypeError, r"momentum must be a number"),
+        Bad(
+            {"momentum": torch.tensor(0.9)}, TypeError, r"momentum=.* must be a number, not Tensor"
+        ),
         Bad({"dampening": 1.5}, ValueError, r"dampening=1\.5 must be in \[0, 1\]"),
         Bad({"nesterov": True}, ValueError, r"nesterov=True needs momentum"),
     ],
 }
+
+
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+HALVES = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,7 +184,7 @@ class Path:
         fused: the module of `hf_adamp.optim.backends` that `fused` is pinned to, or None.
         device: where its weights live.
         dense_only: whether it refuses weights, gradients and state that are not dense and alike.
-        half: whether it takes float16 and bfloat16 weights.
+        dtypes: the dtypes of weights that it takes.
         refuses: for each optimizer, the names in `GOOD` that it refuses.
     """
 
@@ -185,7 +193,7 @@ class Path:
     fused: str | None = None
     device: str = "cpu"
     dense_only: bool = False
-    half: bool = True
+    dtypes: tuple[torch.dtype, ...] = DTYPES
     refuses: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
@@ -199,8 +207,15 @@ PATHS = [
         {"fused": True},
         fused="torch_fused",
         dense_only=True,
-        half=False,
+        dtypes=(torch.float32, torch.float64),
         refuses={"AdamP": ("nesterov", "all"), "SGDP": ("dampening",)},
+    ),
+    Path(
+        "native",
+        {"fused": True},
+        fused="native",
+        dense_only=True,
+        dtypes=(torch.float32, *HALVES),
     ),
     Path("cuda", {}, device="cuda"),
     Path("cuda_foreach", {"foreach": True}, device="cuda"),
@@ -208,15 +223,29 @@ PATHS = [
 ]
 
 
-def _param(path, *values, name):
-    missing = path.device == "cuda" and not torch.cuda.is_available()
-    marks = [pytest.mark.skipif(missing, reason="needs CUDA")] if path.device == "cuda" else []
-    return pytest.param(*values, path, id=f"{name}{path.name}", marks=marks)
+def _missing(path):
+    """What this machine lacks for the path, or an empty string."""
+    if path.device == "cuda" and not torch.cuda.is_available():
+        return "needs CUDA"
+    if path.fused == "native" and native.refusal(_ANY_BUCKET):
+        return f"the native kernel {native.refusal(_ANY_BUCKET)}"
+    return ""
 
 
-def paths(where=lambda path: True):
-    """Every path that fulfils `where`, as pytest parameters."""
-    return [_param(path, name="") for path in PATHS if where(path)]
+_ANY_BUCKET = Bucket(
+    [torch.zeros(1)],
+    [torch.zeros(1)],
+    (),
+    [],
+    SGDRule(0.1, 0.0, 0.0, 1e-8, 0.0, 0.1, 0.1, False, False),
+)
+
+
+def _param(path, *values, name, dtype=None):
+    missing = _missing(path)
+    marks = [pytest.mark.skipif(bool(missing), reason=missing)] if missing else []
+    values = (*values, path) if dtype is None else (*values, path, dtype)
+    return pytest.param(*values, id=f"{name}{path.name}", marks=marks)
 
 
 def families_and_paths(where=lambda family, path: True):
@@ -229,11 +258,23 @@ def families_and_paths(where=lambda family, path: True):
     ]
 
 
-def cases(family, where=lambda good, path: True):
-    """Every good set of options with every path that takes it, as parameters `(good, path)`."""
+def families_paths_and_dtypes(dtypes):
+    """Every optimizer with every path and each of the dtypes that it takes."""
     return [
-        _param(path, good, name=f"{good.name}-")
+        pytest.param(*param.values, dtype, id=f"{param.id}-{dtype}", marks=param.marks)
+        for param in families_and_paths()
+        for dtype in dtypes
+        if dtype in param.values[1].dtypes
+    ]
+
+
+def cases(family, dtypes=(torch.float32,)):
+    """Good options with the paths that take them, as parameters `(good, path, dtype)`."""
+    return [
+        _param(path, good, name=f"{good.name}-{dtype}-", dtype=dtype)
         for good in GOOD[family.name]
         for path in PATHS
-        if good.name not in path.refuses.get(family.name, ()) and where(good, path)
+        if good.name not in path.refuses.get(family.name, ())
+        for dtype in dtypes
+        if dtype in path.dtypes
     ]

@@ -1,0 +1,145 @@
+"""Constructors: names and defaults of adamp 0.3.0, good values taken, bad ones refused in words."""
+
+import inspect
+
+import pytest
+import torch
+
+from tests.tables.optimizer_options import (
+    ADAMP,
+    BAD,
+    DTYPES,
+    FAMILIES,
+    GOOD,
+    PATHS,
+    SGDP_,
+    families_and_paths,
+)
+from tests.training import build, run_steps
+from tests.weights import make_grads, make_weights
+
+BAD_CASES = [
+    pytest.param(family, bad, id=f"{family.name}-{bad.kwargs}")
+    for family in FAMILIES
+    for bad in BAD[family.name]
+]
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
+def test_constructor_has_names_order_and_defaults_of_adamp_0_3_0(family):
+    published = inspect.signature(family.published).parameters
+    ours = inspect.signature(family.cls).parameters
+    assert list(ours)[: len(published)] == list(published)
+    for name, parameter in published.items():
+        if name not in ("params", "lr") or family is ADAMP:
+            assert ours[name].default == parameter.default, name
+    assert ours["lr"].default == (1e-3 if family is ADAMP else inspect.Parameter.empty)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
+def test_constructor_keeps_every_option_in_the_group(family):
+    for good in GOOD[family.name]:
+        optimizer = build(family, make_weights(names=["linear"]), **good.kwargs)
+        group = optimizer.param_groups[0]
+        assert {name: group[name] for name in good.kwargs} == good.kwargs
+
+
+@pytest.mark.parametrize(("family", "bad"), BAD_CASES)
+def test_bad_option_is_refused(family, bad):
+    with pytest.raises(bad.error, match=bad.match):
+        build(family, make_weights(names=["linear"]), **bad.kwargs)
+
+
+@pytest.mark.parametrize(("family", "bad"), BAD_CASES)
+def test_bad_option_is_refused_in_a_group_of_its_own(family, bad):
+    weights = make_weights(names=["linear", "bias"])
+    with pytest.raises(bad.error, match=bad.match):
+        build(
+            family, [{"params": [weights["linear"]]}, {"params": [weights["bias"]], **bad.kwargs}]
+        )
+
+
+@pytest.mark.parametrize(("family", "bad"), BAD_CASES)
+def test_bad_option_in_add_param_group_leaves_the_optimizer_as_it_was(family, bad):
+    weights = make_weights(names=["linear", "bias"])
+    optimizer = build(family, [weights["linear"]])
+    before = optimizer.state_dict()
+    with pytest.raises(bad.error, match=bad.match):
+        optimizer.add_param_group({"params": [weights["bias"]], **bad.kwargs})
+    assert optimizer.state_dict() == before
+    assert len(optimizer.param_groups) == 1
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
+def test_unknown_argument_is_refused(family):
+    with pytest.raises(TypeError, match="detla"):
+        build(family, make_weights(names=["linear"]), detla=0.1)
+
+
+def test_sgdp_needs_a_learning_rate():
+    with pytest.raises(TypeError, match="lr"):
+        SGDP_.cls(make_weights(names=["linear"]).values())
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
+def test_no_weights_are_refused(family):
+    with pytest.raises(ValueError, match="empty parameter list"):
+        build(family, [])
+
+
+REFUSED = [
+    pytest.param(family, path, good, id=f"{family.name}-{path.name}-{good.name}")
+    for family in FAMILIES
+    for path in PATHS
+    for good in GOOD[family.name]
+    if good.name in path.refuses.get(family.name, ())
+]
+
+
+@pytest.mark.parametrize(("family", "path", "good"), REFUSED)
+def test_explicit_path_that_cannot_serve_raises_before_anything_changes(family, path, good):
+    weights = make_weights(names=["linear", "bias"], device=path.device)
+    before = [weight.detach().clone() for weight in weights.values()]
+    optimizer = build(family, weights, path, **good.kwargs)
+    with pytest.raises(RuntimeError, match=r"fused=True cannot serve .*: .* Leave the flag"):
+        run_steps(optimizer, [make_grads(weights.values(), "channel", 1)])
+    assert all(map(torch.equal, weights.values(), before))
+    assert not any(state.get("step", 0) for state in optimizer.state.values())
+
+
+NOT_DENSE = families_and_paths(lambda family, path: path.dense_only)
+
+
+@pytest.mark.parametrize(("family", "path"), NOT_DENSE)
+def test_fused_refuses_a_gradient_of_other_strides(family, path):
+    weight = torch.nn.Parameter(torch.randn(4, 3, device=path.device))
+    optimizer = build(family, [weight], path)
+    weight.grad = torch.randn(3, 4, device=path.device).t()
+    with pytest.raises(RuntimeError, match=r"fused=True cannot serve a torch\.float32 weight of"):
+        optimizer.step()
+    weight.grad = weight.grad.contiguous()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("family", "path"), NOT_DENSE)
+def test_fused_refuses_dtypes_that_it_has_no_kernel_for(family, path, dtype):
+    weight = torch.nn.Parameter(torch.randn(4, 3, device=path.device, dtype=dtype))
+    optimizer = build(family, [weight], path)
+    weight.grad = torch.randn_like(weight)
+    if dtype in path.dtypes:
+        optimizer.step()
+        return
+    with pytest.raises(RuntimeError, match=rf"cannot serve a {dtype} weight"):
+        optimizer.step()
+
+
+@pytest.mark.parametrize("family", [ADAMP], ids=lambda f: f.name)
+def test_capturable_is_refused_on_the_cpu(family):
+    weights = make_weights(names=["linear"])
+    optimizer = build(family, weights, capturable=True)
+    before = weights["linear"].detach().clone()
+    with pytest.raises(RuntimeError, match="capturable=True is for accelerators"):
+        run_steps(optimizer, [make_grads(weights.values(), "channel", 1)])
+    assert torch.equal(weights["linear"], before)
+    assert not optimizer.state
