@@ -12,10 +12,10 @@ INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt --e
 PYTEST  := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench clean
+.PHONY: help demo test lint format bench clean demo-transformer-xl compare-transformer-xl
 
 help: ## list the targets
-	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-22s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.demo ## train a ResNet with AdamP and with AdamW; table and plot (3 min on 2 cores)
 	PATH="$(abspath $(BIN)):$$PATH" bash recipes/digits_resnet/run.sh
@@ -35,6 +35,17 @@ format: $(VENV)/.dev ## let ruff format and repair what it can
 bench: $(VENV)/.bench ## time the optimizer step beside torch's and other packages'
 	PYTHONPATH=$(VENV)/bench $(BIN)/python -m tests.benchmarks
 
+TXL := recipes/transformer_xl_wikitext103
+
+demo-transformer-xl: $(VENV)/.recipes ## AdamP and AdamW on a small Transformer-XL, plain and weight-normalised
+	PATH="$(abspath $(BIN)):$$PATH" bash $(TXL)/launch/demo.sh
+
+# The first command writes the fixtures of the tests anew.
+compare-transformer-xl: $(VENV)/.recipes $(VENV)/transfo_xl/.done ## our Transformer-XL beside Transformers 4.34.1's
+	$(VENV)/transfo_xl/bin/python $(TXL)/comparison/reference.py tests/$(TXL)/fixtures runs/transfo_xl
+	$(BIN)/python -m recipes.transformer_xl_wikitext103.comparison.check tests/$(TXL)/fixtures runs/transfo_xl
+	$(BIN)/python -m recipes.transformer_xl_wikitext103.comparison.speed $(VENV)/transfo_xl/bin/python
+
 clean: ## remove the virtual environment, runs and caches
 	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -51,6 +62,19 @@ $(VENV)/.demo: $(INPUTS) | $(BIN)/python
 $(VENV)/.dev: $(INPUTS) | $(BIN)/python
 	$(INSTALL) '.[dev]'
 	@touch $@ $(VENV)/.demo
+
+$(VENV)/.recipes: $(INPUTS) | $(BIN)/python
+	$(INSTALL) '.[recipes]'
+	@touch $@ $(VENV)/.demo
+
+# A release that still had TransfoXL; it needs an old hub client and old tokenizers, and with them
+# an environment of its own.
+$(VENV)/transfo_xl/.done: constraints.txt | $(BIN)/python
+	$(BIN)/python -m venv $(VENV)/transfo_xl
+	grep -E '^(torch|numpy|safetensors)==' constraints.txt > $(VENV)/transfo_xl/constraints.txt
+	$(VENV)/transfo_xl/bin/python -m pip install --quiet transformers==4.34.1 torch numpy \
+	    --constraint $(VENV)/transfo_xl/constraints.txt
+	@touch $@
 
 # In a folder of their own and without what they depend on: timm asks for torchvision, and where it
 # finds none, its import fails, and with it that of everything which tries it (Accelerate's CLI).
