@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .distributed import Placement
-from .projection import Extent, has_rows
+from .projection import Extent
 
 __all__ = ["AdamRule", "Bucket", "Rule", "SGDRule", "working_dtype"]
 
@@ -86,7 +86,8 @@ class Bucket:
             momentum, `()` for `SGDRule`. In `working_dtype`.
         state_steps: the step count of each weight, already advanced; empty for `SGDRule`.
         rule: how the step before projection comes about.
-        matrices: how many of the params have rows; known once the bucket is split by kind.
+        extents: of the params with rows; known once the bucket is sorted.
+        key: equal for buckets that are laid out alike, likewise.
         weights: the bucket's weights with rows among those of its section, in whose `Layout` and
             `Decision` they are numbered; known once it is part of one.
         rows: the bucket's rows in the section's statistics buffer, likewise.
@@ -100,29 +101,17 @@ class Bucket:
     moments: tuple[list[Tensor], ...]
     state_steps: list[Tensor]
     rule: Rule
-    matrices: int = 0
+    extents: tuple[Extent, ...] = ()
+    key: Hashable = None
     weights: slice = field(default_factory=lambda: slice(0, 0))
     rows: slice = field(default_factory=lambda: slice(0, 0))
     memo: dict[str, Any] = field(default_factory=dict)
     placements: list[Placement | None] = field(default_factory=list)
 
-    def extents(self) -> list[Extent]:
-        """Of the weights with rows."""
-        params = self.params[: self.matrices]
-        if not self.placements:
-            return [Extent.of(param.shape) for param in params]
-        return [
-            placement.extent if placement else Extent.of(param.shape)
-            for param, placement in zip(params, self.placements, strict=False)
-        ]
-
-    def with_rows(self) -> list[bool]:
-        """Which weights take part in the test; a sharded one does even if no row of it is here."""
-        here = [has_rows(param.shape) for param in self.params]
-        if not self.placements:
-            return here
-        pairs = zip(self.placements, here, strict=True)
-        return [placement is not None or rows for placement, rows in pairs]
+    @property
+    def matrices(self) -> int:
+        """How many of the params have rows."""
+        return len(self.extents)
 
     def take(self, indices: Sequence[int]) -> Bucket:
         """The bucket of the weights at these indices."""
@@ -130,8 +119,11 @@ class Bucket:
 
     def part(self, begin: int, end: int) -> Bucket:
         """The bucket of the weights from begin to end, weights with rows still first."""
-        matrices = min(max(self.matrices - begin, 0), end - begin)
-        return replace(self._map(lambda tensors: tensors[begin:end]), matrices=matrices)
+        return replace(
+            self._map(lambda tensors: tensors[begin:end]),
+            extents=self.extents[begin:end],
+            key=(self.key, begin, end),
+        )
 
     def _map(self, pick: Callable[[list[Any]], list[Any]]) -> Bucket:
         return replace(

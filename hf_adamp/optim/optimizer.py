@@ -17,7 +17,7 @@ from .checkpoint import adapt
 from .distributed import Reducer, flattened_message, local_part, refuse_flattened
 from .options import check_options
 from .projection import StepRecord, has_rows
-from .step import SectionCache, run
+from .step import Memory, run
 
 __all__ = ["ProjectedOptimizer", "zeros_like_moment"]
 
@@ -50,7 +50,7 @@ class ProjectedOptimizer(Optimizer):
         super().__init__(params, defaults)
 
     def _reset_caches(self) -> None:
-        self._sections: SectionCache = {}
+        self._memory = Memory()
         self._seen: list[_Seen] = []
         self._reducer: Reducer | None = None
         self.record_steps = False
@@ -78,9 +78,10 @@ class ProjectedOptimizer(Optimizer):
         Frameworks that shard or offload put other tensors in the place of an optimizer's weights
         after it was made, so every step asks.
         """
-        seen = [_Seen.of(group["params"]) for group in self.param_groups]
-        if seen == self._seen:
+        identities = [tuple(map(id, group["params"])) for group in self.param_groups]
+        if identities == [seen.identities for seen in self._seen]:
             return
+        seen = [_Seen.of(group["params"]) for group in self.param_groups]
         for group_index, group in enumerate(self.param_groups):
             before = self._seen[group_index] if group_index < len(self._seen) else None
             if group["delta"] and before and before.matrices and not seen[group_index].matrices:
@@ -138,7 +139,7 @@ class ProjectedOptimizer(Optimizer):
         records = run(
             buckets,
             flags,
-            sections=self._sections,
+            memory=self._memory,
             reducer=self._reducer,
             recording=self.record_steps,
         )
@@ -194,18 +195,18 @@ class ProjectedOptimizer(Optimizer):
         of a weight now and then. That is forgotten here, so that training goes on with the same
         bits whether or not it is interrupted.
         """
-        self._sections.clear()
+        self._memory = Memory()
         return super().state_dict()
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy or a pickle takes along; forgets as `state_dict` does."""
-        self._sections.clear()
+        self._memory = Memory()
         return super().__getstate__()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore from a pickle, a copy or a checkpoint."""
         super().__setstate__(state)
-        if not hasattr(self, "_sections"):
+        if not hasattr(self, "_memory"):
             self._reset_caches()
         for group in self.param_groups:
             for flag, default in _TORCH_FLAGS.items():

@@ -93,6 +93,7 @@ class Layout:
         channel_limit: (W,) `δ / √columns`.
         layer_limit: (W,) `δ / √numel`.
         eps: (W,) the optimizer's eps, which keeps the norms of zero rows off zero.
+        row_eps: the same for each row, (R,), or a scalar where all have the same.
     """
 
     extents: tuple[Extent, ...]
@@ -101,6 +102,7 @@ class Layout:
     channel_limit: Tensor
     layer_limit: Tensor
     eps: Tensor
+    row_eps: Tensor
 
     @classmethod
     def build(
@@ -121,17 +123,20 @@ class Layout:
             return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
 
         pairs = list(zip(deltas, extents, strict=True))
+        row_weight = torch.repeat_interleave(
+            torch.arange(len(rows), device=device),
+            vector(rows, torch.int64),
+            output_size=starts[-1],
+        )
+        all_eps = vector(eps, dtype)
         return cls(
             extents=tuple(extents),
-            row_weight=torch.repeat_interleave(
-                torch.arange(len(rows), device=device),
-                vector(rows, torch.int64),
-                output_size=starts[-1],
-            ),
+            row_weight=row_weight,
             offsets=vector(starts, torch.int64),
             channel_limit=vector([delta / math.sqrt(e.columns) for delta, e in pairs], dtype),
             layer_limit=vector([delta / math.sqrt(e.numel) for delta, e in pairs], dtype),
-            eps=vector(eps, dtype),
+            eps=all_eps,
+            row_eps=all_eps[0] if len(set(eps)) == 1 else all_eps[row_weight],
         )
 
 
@@ -165,7 +170,7 @@ def total(stats: Tensor, layout: Layout) -> Tensor:
         the channel view's test. All are sums, so where rows are spread over processes one
         all-reduce makes them whole.
     """
-    row_cosine = cosine(stats, layout.eps[layout.row_weight])
+    row_cosine = cosine(stats, layout.row_eps)
     fails = ~(row_cosine < layout.channel_limit[layout.row_weight])
     return torch.stack([_sum_rows(row, layout) for row in (*stats, fails.to(stats.dtype))])
 
@@ -211,14 +216,12 @@ def shift_rows(
         (R,) the shifts.
     """
     weight_decay = torch.where(views.channel | views.layer, projected_decay, decay)
-    whole = radial_part(totals, layout.eps)
-    in_channel, in_layer, whole_part, row_decay, row_eps = (
-        per_weight[layout.row_weight]
-        for per_weight in (views.channel, views.layer, whole, weight_decay, layout.eps)
-    )
     # where, not a product: 0 times a part that is not a number would spoil the row.
-    layer_part = torch.where(in_layer, whole_part, 0.0)
-    return torch.where(in_channel, radial_part(stats, row_eps), layer_part) - row_decay
+    layer_part = torch.where(views.layer, radial_part(totals, layout.eps), 0.0)
+    channel_part = torch.where(
+        views.channel[layout.row_weight], radial_part(stats, layout.row_eps), 0.0
+    )
+    return channel_part + (layer_part - weight_decay)[layout.row_weight]
 
 
 @dataclass(frozen=True)
@@ -289,7 +292,7 @@ def record(
     _, _, weight_sq, step_dot, step_sq = stats
     shift = decision.shift
     update_sq = shift.square() * weight_sq - 2 * shift * step_dot + step_sq
-    row_cosine = cosine(stats, layout.eps[layout.row_weight])
+    row_cosine = cosine(stats, layout.row_eps)
     max_cosine = torch.segment_reduce(
         row_cosine, "max", offsets=layout.offsets, axis=0, unsafe=True, initial=0.0
     )

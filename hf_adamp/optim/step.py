@@ -11,20 +11,23 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate as running_sum
 from itertools import pairwise
-from operator import attrgetter
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import projection
-from .backends import Backend, Flags, choose
-from .backends.row_major import are_row_major
+from .backends import Backend, Flags
 from .bucket import Bucket, Scalar, working_dtype
 from .distributed import Placement, Reducer
 from .projection import Decision, Layout, Statistic, StepRecord, Views
+from .sorting import Sorter
 
-__all__ = ["SectionCache", "run"]
+__all__ = ["Memory", "run"]
+
+
+# A new set of weights (another task, a frozen layer) makes a new layout; few are ever live.
+_KEPT_SECTIONS = 64
 
 
 @dataclass
@@ -35,17 +38,19 @@ class _Kept:
     memos: list[dict[str, Any]]
 
 
-SectionCache: TypeAlias = dict[Any, _Kept]
+@dataclass
+class Memory:
+    """What an optimizer keeps from step to step and can make anew at any time."""
 
-# A new set of weights (another task, a frozen layer) makes a new layout; few are ever live.
-_KEPT_SECTIONS = 64
+    sorter: Sorter = field(default_factory=Sorter)
+    sections: dict[Any, _Kept] = field(default_factory=dict)
 
 
 def run(
     buckets: Sequence[Bucket],
     flags: Sequence[Flags],
     *,
-    sections: SectionCache | None = None,
+    memory: Memory | None = None,
     reducer: Reducer | None = None,
     recording: bool = False,
 ) -> list[StepRecord]:
@@ -54,7 +59,7 @@ def run(
     Args:
         buckets: one a param group; devices, dtypes and shapes may be mixed in each.
         flags: what each bucket asks of its backend.
-        sections: what is kept from step to step; None keeps nothing.
+        memory: what is kept from step to step; None keeps nothing.
         reducer: adds up the statistics of sharded weights; None where none is sharded.
         recording: whether to derive records, which costs one more statistic a row.
 
@@ -65,20 +70,22 @@ def run(
         RuntimeError: if a flag asks for a backend that cannot serve a weight, or state does not
             fit its weight. Raised before anything is changed.
     """
-    parts: dict[Any, list[Bucket]] = defaultdict(list)
-    for bucket, flag in zip(buckets, flags, strict=True):
-        for part in _split_by_kind(bucket):
-            param = part.params[0]
-            backend, dtype = choose(part, flag), working_dtype(param.dtype)
-            parts[bool(part.placements), backend, param.device, dtype].append(part)
+    memory = memory or Memory()
+    alike: dict[Any, list[Bucket]] = defaultdict(list)
+    for index, (bucket, flag) in enumerate(zip(buckets, flags, strict=True)):
+        for part in memory.sorter.sort(index, bucket, flag):
+            piece = part.of(bucket)
+            param = piece.params[0]
+            kind = (bool(piece.placements), part.backend, param.device, working_dtype(param.dtype))
+            alike[kind].append(piece)
 
     for bucket in buckets:
         _count_step(bucket.state_steps)
     records = []
     in_step = []
-    for (sharded, backend, _, dtype), alike in parts.items():
-        for chunk in [alike] if sharded else _chunks(alike, backend.chunk_elements):
-            section = _Section.of(chunk, backend, dtype, sections)
+    for (sharded, backend, _, dtype), pieces in alike.items():
+        for chunk in [pieces] if sharded else _chunks(pieces, backend.chunk_elements):
+            section = _Section.of(chunk, backend, dtype, memory)
             section.accumulate(recording=recording)
             if sharded:
                 in_step.append(section)
@@ -131,14 +138,12 @@ class _Section:
         buckets: list[Bucket],
         backend: Backend,
         dtype: torch.dtype,
-        sections: SectionCache | None,
+        memory: Memory,
     ) -> _Section:
         device = buckets[0].params[0].device
-        kept = _keep(buckets, dtype, device, sections)
+        kept = _keep(buckets, dtype, device, memory)
         weights = _running_slices(bucket.matrices for bucket in buckets)
-        rows = _running_slices(
-            sum(extent.rows for extent in bucket.extents()) for bucket in buckets
-        )
+        rows = _running_slices(sum(extent.rows for extent in bucket.extents) for bucket in buckets)
         placed = [
             replace(bucket, weights=w, rows=r, memo=memo)
             for bucket, w, r, memo in zip(buckets, weights, rows, kept.memos, strict=True)
@@ -197,51 +202,6 @@ def _running_slices(counts: Iterable[int]) -> list[slice]:
     return [slice(begin, end) for begin, end in pairwise(ends)]
 
 
-def _split_by_kind(bucket: Bucket) -> Iterator[Bucket]:
-    """Parts that one backend can serve alike, weights with rows first in each."""
-    with_rows = bucket.with_rows()
-    for indices in _indices_by_kind(bucket):
-        rows = [index for index in indices if with_rows[index]]
-        others = [index for index in indices if not with_rows[index]]
-        part = replace(bucket.take(rows + others), matrices=len(rows))
-        sharded = any(placement is not None for placement in part.placements)
-        yield part if sharded else replace(part, placements=[])
-
-
-def _indices_by_kind(bucket: Bucket) -> Iterable[Sequence[int]]:
-    """The weights, grouped by what decides which backend can serve them."""
-    if not bucket.params:
-        return []
-    _check_shapes(bucket)
-    # Passes of C over each list, not a Python loop over weights, of which there are thousands.
-    tensors = (bucket.params, bucket.grads, *bucket.moments)
-    traits: list[list[Any]] = [list(map(type, bucket.params))]
-    for alike in tensors:
-        traits += [list(map(attrgetter(trait), alike)) for trait in ("dtype", "device")]
-    if bucket.placements:
-        traits.append([placement is not None for placement in bucket.placements])
-    contiguous = all(all(map(Tensor.is_contiguous, alike)) for alike in tensors)
-    if contiguous and all(len(set(trait)) == 1 for trait in traits):
-        return [range(len(bucket.params))]
-    kinds: dict[Any, list[int]] = defaultdict(list)
-    for index, kind in enumerate(zip(*traits, map(are_row_major, *tensors), strict=True)):
-        kinds[kind].append(index)
-    return kinds.values()
-
-
-def _check_shapes(bucket: Bucket) -> None:
-    # A kernel that reads addresses would not notice.
-    shapes = list(map(attrgetter("shape"), bucket.params))
-    for others in (bucket.grads, *bucket.moments):
-        if shapes != (other_shapes := list(map(attrgetter("shape"), others))):
-            pairs = zip(shapes, other_shapes, strict=True)
-            shape, other = next(pair for pair in pairs if pair[0] != pair[1])
-            raise RuntimeError(
-                f"a weight of shape {tuple(shape)} has a gradient or state of shape "
-                f"{tuple(other)}; delete its entry in optimizer.state if it was resized."
-            )
-
-
 def _chunks(buckets: list[Bucket], limit: int | None) -> Iterator[list[Bucket]]:
     """Runs of weights with at most `limit` elements in all, or one weight; None sets no limit."""
     if limit is None or torch.compiler.is_compiling():
@@ -260,33 +220,25 @@ def _chunks(buckets: list[Bucket], limit: int | None) -> Iterator[list[Bucket]]:
     yield chunk
 
 
-def _keep(
-    buckets: list[Bucket],
-    dtype: torch.dtype,
-    device: torch.device,
-    sections: SectionCache | None,
-) -> _Kept:
+def _keep(buckets: list[Bucket], dtype: torch.dtype, device: torch.device, memory: Memory) -> _Kept:
     """What this section keeps, made now if it is new."""
     options = [(bucket.rule.delta, bucket.rule.eps, bucket.matrices) for bucket in buckets]
-    shapes = [tuple(param.shape for param in bucket.params) for bucket in buckets]
-    extents = tuple(extent for bucket in buckets for extent in bucket.extents())
-    sharded = bool(buckets[0].placements)
-    key = (*options, *shapes, extents if sharded else None, dtype, device)
+    key = (*options, *(bucket.key for bucket in buckets), dtype, device)
     # A compiled step keeps nothing: the tensors it builds belong to its graph.
-    if torch.compiler.is_compiling():
-        sections = None
-    if sections is not None and key in sections:
-        return sections[key]
+    compiling = torch.compiler.is_compiling()
+    if not compiling and key in memory.sections:
+        return memory.sections[key]
+    extents = [extent for bucket in buckets for extent in bucket.extents]
     layout = None
     if extents:
         deltas = [delta for delta, _, n in options for _ in range(n)]
         eps = [eps for _, eps, n in options for _ in range(n)]
         layout = Layout.build(extents, deltas, eps, dtype=dtype, device=device)
     kept = _Kept(layout, [{} for _ in buckets])
-    if sections is not None:
-        if len(sections) >= _KEPT_SECTIONS:
-            sections.clear()
-        sections[key] = kept
+    if not compiling:
+        if len(memory.sections) >= _KEPT_SECTIONS:
+            memory.sections.clear()
+        memory.sections[key] = kept
     return kept
 
 

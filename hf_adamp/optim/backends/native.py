@@ -34,9 +34,10 @@ chunk_elements = None
 
 # As in native.c.
 _SEGMENT = 32768
+_TILE = 1024
 _UNKNOWN = 3
 _TASK_FIELDS = 6
-_WEIGHT_FIELDS = 6
+_WEIGHT_FIELDS = 7
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _ADAM, _MOMENTUM, _PLAIN = range(3)
 # About 100 microseconds of work: enough to make taking a task cheap, little enough to balance.
@@ -78,12 +79,13 @@ class _Plan:
         task_count: how many tasks.
         columns: of each weight; for a weight without rows its elements.
         first_rows: place of each weight's rows in the bucket's part of the statistics, or -1.
+        first_tiles: place of each weight's tiles in `written_as`.
         elements: of all weights.
         guess: (weights,) int8, the views of the last step; `_UNKNOWN` before the first.
         guessable: (weights,) bool, whether whole rows are here, so that a row can be written
             before processes have added up their sums.
         written: (rows,) the shift that each row was written with.
-        written_as: (rows,) int8, the view that each row was written as.
+        written_as: int8, the view that each tile of a row was written as.
         partials: sums of the parts of rows that are split.
     """
 
@@ -91,6 +93,7 @@ class _Plan:
     task_count: int
     columns: array[int]
     first_rows: array[int]
+    first_tiles: array[int]
     elements: int
     guess: Tensor
     guessable: Tensor
@@ -188,7 +191,7 @@ def _call(function: str, pending: _Pending, *addresses: int) -> None:
 
 
 def _plan(bucket: Bucket) -> _Plan:
-    rows, columns, first_rows = [], [], []
+    rows, columns, first_rows, first_tiles = [], [], [], [0]
     placements = bucket.placements or [None] * len(bucket.params)
     row_count = 0
     for index, param in enumerate(bucket.params):
@@ -197,6 +200,8 @@ def _plan(bucket: Bucket) -> _Plan:
         columns.append(param.numel() // rows[-1] if rows[-1] else 0)
         first_rows.append(row_count if has_rows else -1)
         row_count += rows[-1] if has_rows else 0
+        tiles = rows[-1] * math.ceil(columns[-1] / _TILE) if has_rows else 0
+        first_tiles.append(first_tiles[-1] + tiles)
     tasks = array("q", chain.from_iterable(_tasks(rows, columns)))
     slots = max([*tasks[5::_TASK_FIELDS], -1]) + 1
     return _Plan(
@@ -204,11 +209,12 @@ def _plan(bucket: Bucket) -> _Plan:
         task_count=len(tasks) // _TASK_FIELDS,
         columns=array("q", columns),
         first_rows=array("q", first_rows),
+        first_tiles=array("q", first_tiles[:-1]),
         elements=sum(map(math.prod, zip(rows, columns, strict=True))),
         guess=torch.full((len(rows),), _UNKNOWN, dtype=torch.int8),
         guessable=torch.tensor([not (p and p.row_slots) for p in placements], dtype=torch.bool),
         written=torch.zeros(row_count),
-        written_as=torch.zeros(row_count, dtype=torch.int8),
+        written_as=torch.zeros(first_tiles[-1], dtype=torch.int8),
         partials=torch.zeros(slots, len(Statistic)),
     )
 
@@ -238,6 +244,7 @@ def _weight_table(bucket: Bucket, plan: _Plan) -> array[int]:
         table[field::_WEIGHT_FIELDS] = array("q", addresses(tensors))
     table[4::_WEIGHT_FIELDS] = plan.columns
     table[5::_WEIGHT_FIELDS] = plan.first_rows
+    table[6::_WEIGHT_FIELDS] = plan.first_tiles
     return table
 
 
@@ -294,7 +301,7 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
         library = ctypes.CDLL(str(path))
     except OSError as error:
         return None, f"could not be loaded ({error})"
-    build = (ctypes.c_int64 * 6)()
+    build = (ctypes.c_int64 * 7)()
     library.hf_adamp_build(build)
     expected = (
         8 * _TASK_FIELDS,
@@ -302,8 +309,9 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
         ctypes.sizeof(_Rule),
         ctypes.sizeof(_Buffers),
         _SEGMENT,
+        _TILE,
     )
-    if tuple(build[:5]) != expected:
+    if tuple(build[:6]) != expected:
         return None, "was compiled from another version; reinstall hf-adamp"
     pointer, integer = ctypes.c_void_p, ctypes.c_int64
     shared: list[Any] = [pointer, integer, pointer, pointer, pointer]
@@ -314,9 +322,9 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
 
 def _has_float16() -> bool:
     library, _ = _load()
-    build = (ctypes.c_int64 * 6)()
+    build = (ctypes.c_int64 * 7)()
     library.hf_adamp_build(build)  # type: ignore[union-attr]
-    return bool(build[5])
+    return bool(build[6])
 
 
 def _find() -> Path | None:

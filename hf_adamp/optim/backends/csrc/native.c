@@ -30,8 +30,11 @@
 
 /* The longest stretch worked on at once; a row that is longer is split. native.py knows it too. */
 #define SEGMENT 32768
+/* What is measured and, where that is possible at once, written while it is in the first cache. */
+#define TILE 1024
 #define STATISTICS 5
 #define MAXIMUM(a, b) ((a) > (b) ? (a) : (b))
+#define MINIMUM(a, b) ((a) < (b) ? (a) : (b))
 /* A shift beyond this takes too much of a weight to recover it from what is left. */
 #define RECOVERABLE 0.5f
 
@@ -49,12 +52,13 @@ struct rule {
     float decay, projected_decay, delta;
 };
 
-/* One for a weight. first_row is its place in the statistics, -1 where it has no rows. */
+/* One for a weight. first_row is its place in the statistics, -1 where it has no rows; first_tile
+ * its place among the marks of how its tiles were written. */
 struct weight {
     void *weight;
     const void *grad;
     float *moment1, *moment2;
-    int64_t columns, first_row;
+    int64_t columns, first_row, first_tile;
 };
 
 struct scalars {
@@ -69,9 +73,9 @@ struct task {
 struct buffers {
     float *stats; /* STATISTICS × stride */
     int64_t stride;
-    float *written;   /* the shift that a row was written with */
-    int8_t *written_as; /* the view that a row was written as */
-    float *partials;  /* STATISTICS a slot */
+    float *written;     /* the shift that a row was written with */
+    int8_t *written_as; /* the view that a tile was written as */
+    float *partials;    /* STATISTICS a slot */
 };
 
 typedef uint16_t bfloat16;
@@ -148,28 +152,44 @@ INLINE float step_of(int kind, float g, float m, float v, const struct rule *rul
     } while (0)
 #endif
 
-/* Whether a row may be written before the decision, with which shift, and what view this stands
- * for. It may where the old weight can be recovered to its last bits. */
-static int may_write(const float *sums, int64_t columns, const struct rule *rule, int8_t guess,
-                     float *shift, int8_t *view)
+/* A weight may be written before the decision where the old one can be recovered to its last bits:
+ * w_new + step is as precise as the larger of the two, so the step must be the smaller. Sums that
+ * are not numbers fail as well. */
+INLINE int recoverable(const float *sums)
 {
-    *shift = -rule->decay;
-    *view = NONE;
-    /* w_new + step is as precise as the larger of the two, so the step must be the smaller; a sum
-     * that is not a number fails as well. */
-    if (!(sums[4] <= sums[2]) || !(rule->decay < RECOVERABLE))
-        return 0;
-    if (guess != CHANNEL)
-        return 1;
+    return sums[4] <= sums[2];
+}
+
+/* The shift of a row in the channel view, or 0 where the row fails the view's test, which settles
+ * its whole weight. */
+static int channel_shift(const float *sums, int64_t columns, const struct rule *rule, float *shift)
+{
     const float grad_norm = sqrtf(sums[1]), weight_norm = sqrtf(sums[2]), eps = rule->eps;
     const float cosine = fabsf(sums[0]) / (MAXIMUM(grad_norm, eps) * MAXIMUM(weight_norm, eps));
     const float part = sums[3] / ((weight_norm + eps) * (weight_norm + eps));
-    /* One row that fails the test settles its whole weight. */
-    if (cosine < rule->delta / sqrtf((float)columns) && fabsf(part) < RECOVERABLE) {
-        *shift = part - rule->projected_decay;
-        *view = CHANNEL;
+    *shift = part - rule->projected_decay;
+    return cosine < rule->delta / sqrtf((float)columns) && fabsf(part) < RECOVERABLE;
+}
+
+/* A stretch of a row, tile by tile; with `at_once`, tiles are written without projection. */
+static void accumulate_stretch(const struct weight *w, int64_t at, int64_t n,
+                               struct scalars scalars, const struct rule *rule, int at_once,
+                               int has_rows, float *step, int8_t *written_as, float *sums)
+{
+    for (int k = 0; k < STATISTICS; k++)
+        sums[k] = 0;
+    for (int64_t begin = 0, tile = 0; begin < n; begin += TILE, tile++) {
+        const int64_t length = MINIMUM(TILE, n - begin);
+        float own[STATISTICS];
+        FOR_TYPE(measure, w, at + begin, length, step + begin, rule, scalars, own);
+        for (int k = 0; k < STATISTICS; k++)
+            sums[k] += own[k];
+        const int written = !has_rows || (at_once && recoverable(own));
+        if (written)
+            FOR_TYPE(write, w, at + begin, length, step + begin, -rule->decay);
+        if (has_rows)
+            written_as[tile] = written ? NONE : UNTOUCHED;
     }
-    return 1;
 }
 
 static void accumulate_task(const struct task *t, const struct weight *w, struct scalars scalars,
@@ -177,25 +197,27 @@ static void accumulate_task(const struct task *t, const struct weight *w, struct
 {
     float step[SEGMENT];
     const int is_part = t->slot >= 0, has_rows = w->first_row >= 0;
-    /* 16 bits lose the old weight; a part of a row does not know the row's sums. */
-    const int deferred = rule->dtype != FLOAT32 || is_part || guess == LAYER || guess == UNTOUCHED;
+    const int64_t tiles = (w->columns + TILE - 1) / TILE;
+    /* Numbers of 16 bits lose the old weight. */
+    const int may_write = rule->dtype == FLOAT32 && rule->decay < RECOVERABLE;
     for (int64_t row = t->row; row < t->row + t->rows; row++) {
         const int64_t at = row * w->columns + t->column, place = w->first_row + row;
         float own[STATISTICS], *sums = is_part ? b->partials + STATISTICS * t->slot : own;
-        FOR_TYPE(measure, w, at, t->columns, step, rule, scalars, sums);
-        if (!has_rows) {
-            FOR_TYPE(write, w, at, t->columns, step, -rule->decay);
+        int8_t *written_as = b->written_as + w->first_tile + row * tiles + t->column / TILE;
+        accumulate_stretch(w, at, t->columns, scalars, rule, may_write && guess == NONE, has_rows,
+                           step, written_as, sums);
+        if (!has_rows)
             continue;
-        }
-        float shift;
-        int8_t view;
-        const int written = !deferred && may_write(sums, w->columns, rule, guess, &shift, &view);
-        if (written)
+        float shift = -rule->decay;
+        /* A part of a row does not know the row's sums. */
+        if (may_write && guess == CHANNEL && !is_part && recoverable(sums) &&
+            channel_shift(sums, w->columns, rule, &shift)) {
             FOR_TYPE(write, w, at, t->columns, step, shift);
-        if (t->column == 0) {
-            b->written[place] = written ? shift : 0;
-            b->written_as[place] = written ? view : UNTOUCHED;
+            for (int64_t tile = 0; tile < tiles; tile++)
+                written_as[tile] = CHANNEL;
         }
+        if (t->column == 0)
+            b->written[place] = shift;
         if (!is_part)
             for (int k = 0; k < STATISTICS; k++)
                 b->stats[k * b->stride + place] = sums[k];
@@ -206,11 +228,14 @@ static void apply_task(const struct task *t, const struct weight *w, struct scal
                        const struct rule *rule, int8_t view, const float *shift,
                        const struct buffers *b)
 {
+    const int64_t tiles = (w->columns + TILE - 1) / TILE;
     for (int64_t row = t->row; row < t->row + t->rows; row++) {
-        const int64_t place = w->first_row + row;
-        if (b->written_as[place] != view)
-            FOR_TYPE(rewrite, w, row * w->columns + t->column, t->columns, rule, scalars,
-                     shift[place], b->written[place], b->written_as[place] != UNTOUCHED);
+        const int64_t at = row * w->columns + t->column, place = w->first_row + row;
+        const int8_t *written_as = b->written_as + w->first_tile + row * tiles + t->column / TILE;
+        for (int64_t begin = 0, tile = 0; begin < t->columns; begin += TILE, tile++)
+            if (written_as[tile] != view)
+                FOR_TYPE(rewrite, w, at + begin, MINIMUM(TILE, t->columns - begin), rule, scalars,
+                         shift[place], b->written[place], written_as[tile] != UNTOUCHED);
     }
 }
 
@@ -268,5 +293,6 @@ EXPORT void hf_adamp_build(int64_t *build)
     build[2] = sizeof(struct rule);
     build[3] = sizeof(struct buffers);
     build[4] = SEGMENT;
-    build[5] = HAS_FLOAT16;
+    build[5] = TILE;
+    build[6] = HAS_FLOAT16;
 }

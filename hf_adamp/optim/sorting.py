@@ -1,0 +1,158 @@
+"""Sort a param group's weights into parts that one backend can serve alike."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import count
+from operator import attrgetter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .backends import Backend, Flags, choose
+from .backends.row_major import are_row_major
+from .bucket import Bucket, Rule
+from .projection import Extent, has_rows
+
+__all__ = ["Part", "Sorter"]
+
+_shape, _dtype, _device = attrgetter("shape"), attrgetter("dtype"), attrgetter("device")
+_fresh = count()
+
+
+@dataclass(frozen=True)
+class Part:
+    """Which weights of a bucket, and who serves them.
+
+    Attributes:
+        indices: of the weights in the bucket, those with rows first.
+        extents: of the weights with rows.
+        backend: serves them.
+        key: equal for parts that are laid out alike.
+    """
+
+    indices: list[int]
+    extents: tuple[Extent, ...]
+    backend: Backend
+    key: Hashable
+
+    def of(self, bucket: Bucket) -> Bucket:
+        """The part's weights."""
+        part = replace(bucket.take(self.indices), extents=self.extents, key=self.key)
+        sharded = any(placement is not None for placement in part.placements)
+        return part if sharded else replace(part, placements=[])
+
+
+@dataclass(frozen=True)
+class _Known:
+    """How a bucket of plain, contiguous weights was sorted, and by what it is recognised.
+
+    Holds the bucket itself, so that no other tensor can have taken over an identity.
+    """
+
+    bucket: Bucket
+    traits: tuple[Any, ...]
+    parts: list[Part]
+
+
+class Sorter:
+    """Sorts buckets, and remembers how: models have thousands of weights and seldom change."""
+
+    def __init__(self) -> None:
+        """Remember nothing yet."""
+        self._known: dict[int, _Known] = {}
+
+    def sort(self, index: int, bucket: Bucket, flags: Flags) -> list[Part]:
+        """The parts of the bucket of param group `index`.
+
+        Raises:
+            RuntimeError: if a flag cannot be honoured, or state does not fit its weight.
+        """
+        if not bucket.params:
+            return []
+        if torch.compiler.is_compiling():
+            return list(_sort(bucket, flags))
+        traits = _traits(bucket, flags)
+        known = self._known.get(index)
+        if known is not None and traits is not None and known.traits == traits:
+            return known.parts
+        parts = list(_sort(bucket, flags))
+        self._known.pop(index, None)
+        if traits is not None:
+            # A number is compared faster than a shape for each of thousands of weights.
+            parts = [replace(part, key=next(_fresh)) for part in parts]
+            self._known[index] = _Known(bucket, traits, parts)
+        return parts
+
+
+def _traits(bucket: Bucket, flags: Flags) -> tuple[Any, ...] | None:
+    """All that the sorting goes by; None where that is more than can be compared quickly."""
+    rule = _without_lr(bucket.rule)
+    tensors = (bucket.params, bucket.grads, *bucket.moments)
+    contiguous = all(all(map(Tensor.is_contiguous, alike)) for alike in tensors)
+    if rule is None or not contiguous or any(bucket.placements):
+        return None
+    # Passes of C over each list. An identity says nothing of the data, which can be replaced.
+    return (
+        flags,
+        rule,
+        *(tuple(map(id, alike)) for alike in (bucket.params, *bucket.moments)),
+        list(map(_shape, bucket.params)),
+        *(list(map(Tensor.numel, alike)) for alike in tensors[1:]),
+        *({*map(_dtype, alike)} for alike in tensors),
+        *({*map(_device, alike)} for alike in tensors),
+    )
+
+
+def _without_lr(rule: Rule) -> Rule | None:
+    """The rule but for its learning rate, which schedules change; None where tensors are in it."""
+    if any(isinstance(value, Tensor) for value in vars(rule).values()):
+        return None
+    return replace(rule, lr=0.0)
+
+
+def _sort(bucket: Bucket, flags: Flags) -> Iterator[Part]:
+    _check_shapes(bucket)
+    placements = bucket.placements or [None] * len(bucket.params)
+    for indices in _by_kind(bucket):
+        sharded = placements[indices[0]] is not None
+        # A sharded weight takes part in the test even if none of its rows is here.
+        rows = [i for i in indices if sharded or has_rows(bucket.params[i].shape)]
+        with_rows = set(rows)
+        indices = rows + [i for i in indices if i not in with_rows]
+        extents = tuple(
+            placement.extent if placement else Extent.of(bucket.params[i].shape)
+            for i, placement in ((i, placements[i]) for i in rows)
+        )
+        key = (len(rows), extents, tuple(bucket.params[i].shape for i in indices))
+        part = Part(indices, extents, choose(bucket.take(indices), flags), key)
+        yield part
+
+
+def _by_kind(bucket: Bucket) -> list[Sequence[int]]:
+    """The weights, grouped by what decides which backend can serve them."""
+    tensors = (bucket.params, bucket.grads, *bucket.moments)
+    traits: list[Sequence[Any]] = [list(map(type, bucket.params))]
+    for alike in tensors:
+        traits += [[tensor.dtype for tensor in alike], [tensor.device for tensor in alike]]
+    traits.append([placement is not None for placement in bucket.placements] or traits[0])
+    kinds: dict[Any, list[int]] = defaultdict(list)
+    for index, kind in enumerate(zip(*traits, map(are_row_major, *tensors), strict=True)):
+        kinds[kind].append(index)
+    return list(kinds.values())
+
+
+def _check_shapes(bucket: Bucket) -> None:
+    # A kernel that reads addresses would not notice.
+    shapes = [param.shape for param in bucket.params]
+    for others in (bucket.grads, *bucket.moments):
+        if shapes != (other_shapes := [tensor.shape for tensor in others]):
+            pairs = zip(shapes, other_shapes, strict=True)
+            shape, other = next(pair for pair in pairs if pair[0] != pair[1])
+            raise RuntimeError(
+                f"a weight of shape {tuple(shape)} has a gradient or state of shape "
+                f"{tuple(other)}; delete its entry in optimizer.state if it was resized."
+            )
