@@ -147,7 +147,10 @@ class ProjectedOptimizer(Optimizer):
             self.last_step = records
 
     def _local(self, bucket: Bucket) -> Bucket:
-        """The same bucket with this process's parts of sharded weights."""
+        """The same bucket as memory that can be read: this process's parts of sharded weights."""
+        if not torch.compiler.is_compiling() and any(map(Tensor.is_neg, bucket.grads)):
+            # Such a gradient's memory holds its negative until somebody asks.
+            bucket = replace(bucket, grads=[grad.resolve_neg() for grad in bucket.grads])
         if self._reducer is None:
             return bucket
 

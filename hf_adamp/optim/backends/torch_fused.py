@@ -12,6 +12,7 @@ project pay for that, and blocks are small enough to stay in cache.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -85,6 +86,8 @@ def apply(bucket: Bucket, stats: Tensor, decision: Decision | None, recording: b
         begin = rows.stop
         if view != View.NONE or recording:
             _advance_and_repair(bucket.take([index]), view, stats[:, rows])
+    # Which torch's fused operators leave out, so that autograd would miss the change.
+    torch.autograd.graph.increment_version([*bucket.params, *chain(*bucket.moments)])
 
 
 def _advance(bucket: Bucket, *, decay: bool) -> None:
