@@ -7,6 +7,9 @@ BIN    := $(VENV)/bin
 # packages asked for have changed.
 INPUTS  := pyproject.toml constraints.txt
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
+# Renders the music of the audio recipe. Without what it asks for: only its player needs pyaudio,
+# which has to be compiled against a sound library.
+SYNTHESIZER := $(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps tinysoundfont
 
 # Two processes share the cores, so each gets one thread. Tests never reach for a hub.
 PYTEST  := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
@@ -61,10 +64,12 @@ $(VENV)/.demo: $(INPUTS) | $(BIN)/python
 
 $(VENV)/.dev: $(INPUTS) | $(BIN)/python
 	$(INSTALL) '.[dev]'
+	$(SYNTHESIZER)
 	@touch $@ $(VENV)/.demo
 
 $(VENV)/.recipes: $(INPUTS) | $(BIN)/python
 	$(INSTALL) '.[recipes]'
+	$(SYNTHESIZER)
 	@touch $@ $(VENV)/.demo
 
 # A release that still had TransfoXL; it needs an old hub client and old tokenizers, and with them
