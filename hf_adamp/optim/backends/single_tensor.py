@@ -1,8 +1,4 @@
-"""One weight after the other, in plain operations: the path to read, and the differentiable one.
-
-Nothing is changed in place until its new value is complete, so autograd can follow a step
-(`differentiable=True`).
-"""
+"""One weight after the other, in plain operations: the path to read, and the differentiable one."""
 
 from __future__ import annotations
 
@@ -60,12 +56,12 @@ def apply(bucket: Bucket, stats: Tensor, decision: Decision | None, steps: list[
         else:
             factor = -bucket.rule.decay
         weight = _for_autograd(param).to(step.dtype)
-        param.copy_(weight + (factor * weight - step))
+        param.sub_(step - factor * weight)
 
 
-def _for_autograd(param: Tensor) -> Tensor:
-    # What autograd keeps for its way back must not be the tensor that the step changes.
-    return param.clone() if torch.is_grad_enabled() else param
+def _for_autograd(tensor: Tensor) -> Tensor:
+    # What autograd keeps for its way back must not be the tensor that a step changes.
+    return tensor.clone() if torch.is_grad_enabled() else tensor
 
 
 def _adam_steps(bucket: Bucket) -> list[Tensor]:
@@ -80,12 +76,12 @@ def _adam_steps(bucket: Bucket) -> list[Tensor]:
         strict=True,
     ):
         grad = _signed(grad, param, rule)
-        average = exp_avg.lerp(grad, 1 - rule.beta1)
-        square = exp_avg_sq * rule.beta2 + (1 - rule.beta2) * grad * grad
-        exp_avg.copy_(average)
-        exp_avg_sq.copy_(square)
+        exp_avg.lerp_(grad, 1 - rule.beta1)
+        exp_avg_sq.mul_(rule.beta2).add_((1 - rule.beta2) * grad * grad)
+        average = _for_autograd(exp_avg)
         numerator = grad.lerp(average, rule.beta1) if rule.nesterov else average
-        steps.append(step_size * (numerator / (square.sqrt() / root_correction + rule.eps)))
+        denominator = _for_autograd(exp_avg_sq).sqrt() / root_correction + rule.eps
+        steps.append(step_size * (numerator / denominator))
     return steps
 
 
@@ -98,8 +94,7 @@ def _sgd_steps(bucket: Bucket) -> list[Tensor]:
         average = (1 - rule.dampening) * grad
         if bucket.moments:
             buffer = bucket.moments[0][index]
-            average = rule.momentum * buffer + average
-            buffer.copy_(average)
+            average = _for_autograd(buffer.mul_(rule.momentum).add_(average))
         # The buffer keeps its radial part: Algorithm 1 projects the step, not the momentum.
         steps.append(rule.lr * (grad + rule.momentum * average if rule.nesterov else average))
     return steps

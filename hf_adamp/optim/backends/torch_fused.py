@@ -26,7 +26,7 @@ __all__ = ["accumulate", "apply", "chunk_elements", "name", "refusal"]
 name = "torch_fused"
 # Both sizes measured on weights of BERT's and ResNet-50's shapes: large enough that a decision
 # costs little beside the pass, small enough that a chunk is still in cache for its second pass.
-chunk_elements = 1 << 20
+chunk_elements = 1 << 22
 _BLOCK_ELEMENTS = 1 << 17
 
 
@@ -85,7 +85,7 @@ def apply(bucket: Bucket, stats: Tensor, decision: Decision | None, recording: b
         rows = slice(begin, begin + bucket.params[index].shape[0])
         begin = rows.stop
         if view != View.NONE or recording:
-            _advance_and_repair(bucket.take([index]), view, stats[:, rows])
+            _advance_and_repair(bucket.take([index]), view, stats[:, rows], recording=recording)
     # Which torch's fused operators leave out, so that autograd would miss the change.
     torch.autograd.graph.increment_version([*bucket.params, *chain(*bucket.moments)])
 
@@ -126,7 +126,7 @@ def _advance(bucket: Bucket, *, decay: bool) -> None:
     )
 
 
-def _advance_and_repair(bucket: Bucket, view: int, stats: Tensor) -> None:
+def _advance_and_repair(bucket: Bucket, view: int, stats: Tensor, *, recording: bool) -> None:
     """One weight, block by block; in the layer view at once, since the whole sizes its repair."""
     rule = bucket.rule
     whole = [_as_rows(tensor) for tensor in (bucket.params[0], bucket.grads[0], *_moments(bucket))]
@@ -139,8 +139,9 @@ def _advance_and_repair(bucket: Bucket, view: int, stats: Tensor) -> None:
         )
         _advance(piece, decay=False)
         step = old - weight
-        torch.sum(step * old, 1, out=stats[Statistic.STEP_DOT, block])
-        torch.sum(step.square_(), 1, out=stats[Statistic.STEP_SQ, block])
+        if recording:
+            stats[Statistic.STEP_SQ, block] = step.square().sum(1)
+        torch.sum(step.mul_(old), 1, out=stats[Statistic.STEP_DOT, block])
         sizing = stats[:, block]
         if view == View.LAYER:
             sizing = sizing.sum(1, keepdim=True)
