@@ -3,7 +3,7 @@
 A row of a weight may be split between processes (`Shard(1)` and higher, tensor parallelism by
 columns): then its statistics are sums of parts, added before the cosines. Or whole rows may be
 spread over them (`Shard(0)`, FSDP2): then a weight's totals are. Either way it is one all-reduce of
-a few floats a row or a weight, for all weights at once and for each dimension of the mesh.
+a few floats a row or a weight, for all weights at once and for each dimension of a mesh.
 
 What is added up, and in which order, depends on the weights alone: not on gradients, which a
 process may lack, nor on their values. So processes cannot wait for each other in vain.
@@ -81,25 +81,26 @@ class Placement:
 
     Attributes:
         extent: rows here, columns and elements everywhere.
-        row_slots: mesh dimension → where its rows begin in that dimension's sum over rows.
-        weight_slots: mesh dimension → its place in that dimension's sum over weights.
+        row_slots: processes → where its rows begin in these processes' sum over rows.
+        weight_slots: processes → its place in these processes' sum over weights.
     """
 
     extent: Extent
-    row_slots: dict[_Dimension, int]
-    weight_slots: dict[_Dimension, int]
+    row_slots: dict[_Peers, int]
+    weight_slots: dict[_Peers, int]
 
 
 @dataclass(frozen=True)
-class _Dimension:
-    """One dimension of a device mesh; hashed by identity of the mesh's ranks."""
+class _Peers:
+    """The processes along a dimension of a mesh; equal for all meshes that share them.
 
-    mesh: Any
-    index: int
+    Attributes:
+        group: their process group.
+        device_type: where tensors have to be for them to talk.
+    """
 
-    @property
-    def group(self) -> Any:
-        return self.mesh.get_group(self.index)
+    group: Any
+    device_type: str
 
 
 @dataclass
@@ -110,8 +111,8 @@ class Reducer:
     """
 
     placements: dict[Tensor, Placement] = field(default_factory=dict)
-    row_counts: dict[_Dimension, int] = field(default_factory=dict)
-    weight_counts: dict[_Dimension, int] = field(default_factory=dict)
+    row_counts: dict[_Peers, int] = field(default_factory=dict)
+    weight_counts: dict[_Peers, int] = field(default_factory=dict)
     dtype: torch.dtype = torch.float32
 
     @classmethod
@@ -124,28 +125,29 @@ class Reducer:
         return reducer if reducer.placements else None
 
     def _place(self, param: Any) -> None:
-        shape = param.shape
-        if not has_rows(shape):
+        shape, mesh = param.shape, param.device_mesh
+        if any(placement.is_partial() for placement in param.placements):
+            raise RuntimeError(
+                f"a weight of shape {tuple(shape)} is placed {param.placements}: parts that have "
+                "to be added up are no weight; redistribute it to Replicate() or Shard()."
+            )
+        # A mesh without this process: the weight is other processes' business.
+        if not has_rows(shape) or mesh.get_coordinate() is None:
             return
         rows = param.to_local().shape[0]
-        row_slots: dict[_Dimension, int] = {}
-        weight_slots: dict[_Dimension, int] = {}
+        row_slots: dict[_Peers, int] = {}
+        weight_slots: dict[_Peers, int] = {}
         for index, placement in enumerate(param.placements):
-            if placement.is_partial():
-                raise RuntimeError(
-                    f"a weight of shape {tuple(shape)} is placed {placement}: parts that have to "
-                    "be added up are no weight; redistribute it to Replicate() or Shard()."
-                )
-            if placement.is_replicate() or param.device_mesh.size(index) == 1:
+            if placement.is_replicate() or mesh.size(index) == 1:
                 continue
-            dimension = _Dimension(param.device_mesh, index)
+            peers = _Peers(mesh.get_group(index), mesh.device_type)
             slots, counts, size = (
                 (weight_slots, self.weight_counts, 1)
                 if placement.dim in (0, -len(shape))
                 else (row_slots, self.row_counts, rows)
             )
-            slots[dimension] = counts.get(dimension, 0)
-            counts[dimension] = slots[dimension] + size
+            slots[peers] = counts.get(peers, 0)
+            counts[peers] = slots[peers] + size
         if param.dtype == torch.float64:
             self.dtype = torch.float64
         extent = Extent(rows, Extent.of(shape).columns, shape.numel())
@@ -157,16 +159,16 @@ class Reducer:
         Args:
             sections: placements of the weights and the (5, R) statistics of their rows.
         """
-        for dimension, count in self.row_counts.items():
+        for peers, count in self.row_counts.items():
             pieces = []
             for placements, stats in sections:
                 begin = 0
                 for placement in placements:
                     rows = slice(begin, begin + placement.extent.rows)
                     begin = rows.stop
-                    if dimension in placement.row_slots:
-                        pieces.append((placement.row_slots[dimension], stats[:, rows]))
-            self._all_reduce(dimension, len(Statistic), count, pieces)
+                    if peers in placement.row_slots:
+                        pieces.append((placement.row_slots[peers], stats[:, rows]))
+            self._all_reduce(peers, len(Statistic), count, pieces)
 
     def add_weights(self, sections: Sequence[tuple[list[Placement], Tensor]]) -> None:
         """Make the totals of weights whose rows are spread whole, in place.
@@ -174,24 +176,24 @@ class Reducer:
         Args:
             sections: placements of the weights and their (6, W) totals.
         """
-        for dimension, count in self.weight_counts.items():
+        for peers, count in self.weight_counts.items():
             pieces = [
-                (placement.weight_slots[dimension], totals[:, weight : weight + 1])
+                (placement.weight_slots[peers], totals[:, weight : weight + 1])
                 for placements, totals in sections
                 for weight, placement in enumerate(placements)
-                if dimension in placement.weight_slots
+                if peers in placement.weight_slots
             ]
-            self._all_reduce(dimension, _TOTALS, count, pieces)
+            self._all_reduce(peers, _TOTALS, count, pieces)
 
     def _all_reduce(
-        self, dimension: _Dimension, height: int, width: int, pieces: list[tuple[int, Tensor]]
+        self, peers: _Peers, height: int, width: int, pieces: list[tuple[int, Tensor]]
     ) -> None:
         # Where a process has nothing for a weight its zeros change no sum. With CPU offload the
         # weights' device is not the one that the processes talk on.
-        buffer = torch.zeros(height, width, dtype=self.dtype, device=dimension.mesh.device_type)
+        buffer = torch.zeros(height, width, dtype=self.dtype, device=peers.device_type)
         for slot, piece in pieces:
             buffer[:, slot : slot + piece.shape[1]] = piece
-        distributed.all_reduce(buffer, group=dimension.group)
+        distributed.all_reduce(buffer, group=peers.group)
         for slot, piece in pieces:
             piece.copy_(buffer[:, slot : slot + piece.shape[1]])
 
