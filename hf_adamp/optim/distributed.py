@@ -80,11 +80,13 @@ class Placement:
     """A sharded weight's rows: how many are here, and where its sums have their place.
 
     Attributes:
+        param: the weight itself, of which a step sees this process's part only.
         extent: rows here, columns and elements everywhere.
         row_slots: processes → where its rows begin in these processes' sum over rows.
         weight_slots: processes → its place in these processes' sum over weights.
     """
 
+    param: Tensor
     extent: Extent
     row_slots: dict[_Peers, int]
     weight_slots: dict[_Peers, int]
@@ -151,7 +153,7 @@ class Reducer:
         if param.dtype == torch.float64:
             self.dtype = torch.float64
         extent = Extent(rows, Extent.of(shape).columns, shape.numel())
-        self.placements[param] = Placement(extent, row_slots, weight_slots)
+        self.placements[param] = Placement(param, extent, row_slots, weight_slots)
 
     def add_rows(self, sections: Sequence[tuple[list[Placement], Tensor]]) -> None:
         """Make the statistics of split rows whole, in place.

@@ -178,7 +178,10 @@ class _Section:
         # Sized anew: a backend may have learnt step·w after the decision, which does not need it.
         totals = self.total()
         decision = Decision(self.views, self._shift(self.views, totals))
-        params = [param for bucket in self.buckets for param in bucket.params[: bucket.matrices]]
+        # Whoever reads a record knows a sharded weight as a whole, not by its part.
+        params = [placement.param for placement in self.placements()] or [
+            param for bucket in self.buckets for param in bucket.params[: bucket.matrices]
+        ]
         return [projection.record(params, self.stats, totals, self.layout, decision)]
 
     def _shift(self, views: Views, totals: Tensor) -> Tensor:
