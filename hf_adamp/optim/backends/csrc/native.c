@@ -13,6 +13,7 @@
 #include <math.h>
 #include <stdatomic.h>
 #include <stdint.h>
+#include <string.h>
 
 #ifdef _WIN32
 #define EXPORT __declspec(dllexport)
@@ -171,24 +172,29 @@ static int channel_shift(const float *sums, int64_t columns, const struct rule *
     return cosine < rule->delta / sqrtf((float)columns) && fabsf(part) < RECOVERABLE;
 }
 
-/* A stretch of a row, tile by tile; with `at_once`, tiles are written without projection. */
+/* A stretch of a row, tile by tile. With `at_once` tiles are written without projection, in the
+ * loop that measures them; without, their steps are left in `step`. */
 static void accumulate_stretch(const struct weight *w, int64_t at, int64_t n,
                                struct scalars scalars, const struct rule *rule, int at_once,
-                               int has_rows, float *step, int8_t *written_as, float *sums)
+                               float *step, int8_t *written_as, float *sums)
 {
     for (int k = 0; k < STATISTICS; k++)
         sums[k] = 0;
     for (int64_t begin = 0, tile = 0; begin < n; begin += TILE, tile++) {
         const int64_t length = MINIMUM(TILE, n - begin);
-        float own[STATISTICS];
-        FOR_TYPE(measure, w, at + begin, length, step + begin, rule, scalars, own);
+        float own[STATISTICS], old[TILE];
+        if (at_once)
+            FOR_TYPE(move, w, at + begin, length, old, rule, scalars, own);
+        else
+            FOR_TYPE(measure, w, at + begin, length, step + begin, rule, scalars, own);
         for (int k = 0; k < STATISTICS; k++)
             sums[k] += own[k];
-        const int written = !has_rows || (at_once && recoverable(own));
-        if (written)
-            FOR_TYPE(write, w, at + begin, length, step + begin, -rule->decay);
-        if (has_rows)
-            written_as[tile] = written ? NONE : UNTOUCHED;
+        if (!written_as)
+            continue;
+        const int stays = at_once && recoverable(own);
+        if (at_once && !stays)
+            memcpy((float *)w->weight + at + begin, old, length * sizeof(float));
+        written_as[tile] = stays ? NONE : UNTOUCHED;
     }
 }
 
@@ -203,11 +209,13 @@ static void accumulate_task(const struct task *t, const struct weight *w, struct
     for (int64_t row = t->row; row < t->row + t->rows; row++) {
         const int64_t at = row * w->columns + t->column, place = w->first_row + row;
         float own[STATISTICS], *sums = is_part ? b->partials + STATISTICS * t->slot : own;
-        int8_t *written_as = b->written_as + w->first_tile + row * tiles + t->column / TILE;
-        accumulate_stretch(w, at, t->columns, scalars, rule, may_write && guess == NONE, has_rows,
-                           step, written_as, sums);
-        if (!has_rows)
+        if (!has_rows) {
+            accumulate_stretch(w, at, t->columns, scalars, rule, 1, step, 0, sums);
             continue;
+        }
+        int8_t *written_as = b->written_as + w->first_tile + row * tiles + t->column / TILE;
+        accumulate_stretch(w, at, t->columns, scalars, rule, may_write && guess == NONE, step,
+                           written_as, sums);
         float shift = -rule->decay;
         /* A part of a row does not know the row's sums. */
         if (may_write && guess == CHANNEL && !is_part && recoverable(sums) &&

@@ -4,11 +4,13 @@
  *   NAME(f)      the name of f for this type
  */
 
-/* Advance the moments, leave the step in `step`, sum up the statistics; weights are only read. */
-INLINE void NAME(measure_kind)(const int kind, const WEIGHT *restrict weight,
+/* Advance the moments and sum up the statistics. With `at_once` the weights are written, shifted by
+ * `shift`, and `buffer` is left with the old ones; without, they are only read, and it is left with
+ * the step. */
+INLINE void NAME(measure_kind)(const int kind, const int at_once, WEIGHT *restrict weight,
                                const WEIGHT *restrict grad, float *restrict moment1,
-                               float *restrict moment2, float *restrict step, int64_t n,
-                               const struct rule *rule, struct scalars scalars,
+                               float *restrict moment2, float *restrict buffer, int64_t n,
+                               const struct rule *rule, struct scalars scalars, float shift,
                                float *restrict sums)
 {
     float dot = 0, grad_sq = 0, weight_sq = 0, step_dot = 0, step_sq = 0;
@@ -21,7 +23,9 @@ INLINE void NAME(measure_kind)(const int kind, const WEIGHT *restrict weight,
         if (kind == ADAM)
             moment2[i] = v = rule->keep2 * moment2[i] + rule->add2 * g * g;
         const float s = step_of(kind, g, m, v, rule, scalars);
-        step[i] = s;
+        buffer[i] = at_once ? w : s;
+        if (at_once)
+            weight[i] = STORE(w + (shift * w - s));
         dot += g * w;
         grad_sq += g * g;
         weight_sq += w * w;
@@ -54,17 +58,33 @@ INLINE void NAME(rewrite_kind)(const int kind, WEIGHT *restrict weight,
     }
 }
 
+INLINE void NAME(measure_mode)(const int at_once, const struct weight *w, int64_t at, int64_t n,
+                               float *buffer, const struct rule *rule, struct scalars scalars,
+                               float shift, float *sums)
+{
+    WEIGHT *weight = (WEIGHT *)w->weight + at;
+    const WEIGHT *grad = (const WEIGHT *)w->grad + at;
+    if (rule->kind == ADAM)
+        NAME(measure_kind)(ADAM, at_once, weight, grad, w->moment1 + at, w->moment2 + at, buffer, n,
+                           rule, scalars, shift, sums);
+    else if (rule->kind == MOMENTUM)
+        NAME(measure_kind)(MOMENTUM, at_once, weight, grad, w->moment1 + at, 0, buffer, n, rule,
+                           scalars, shift, sums);
+    else
+        NAME(measure_kind)(PLAIN, at_once, weight, grad, 0, 0, buffer, n, rule, scalars, shift,
+                           sums);
+}
+
 MULTIVERSION static void NAME(measure)(const struct weight *w, int64_t at, int64_t n, float *step,
                                        const struct rule *rule, struct scalars scalars, float *sums)
 {
-    const WEIGHT *weight = (const WEIGHT *)w->weight + at, *grad = (const WEIGHT *)w->grad + at;
-    if (rule->kind == ADAM)
-        NAME(measure_kind)(ADAM, weight, grad, w->moment1 + at, w->moment2 + at, step, n, rule,
-                           scalars, sums);
-    else if (rule->kind == MOMENTUM)
-        NAME(measure_kind)(MOMENTUM, weight, grad, w->moment1 + at, 0, step, n, rule, scalars, sums);
-    else
-        NAME(measure_kind)(PLAIN, weight, grad, 0, 0, step, n, rule, scalars, sums);
+    NAME(measure_mode)(0, w, at, n, step, rule, scalars, 0, sums);
+}
+
+MULTIVERSION static void NAME(move)(const struct weight *w, int64_t at, int64_t n, float *old,
+                                    const struct rule *rule, struct scalars scalars, float *sums)
+{
+    NAME(measure_mode)(1, w, at, n, old, rule, scalars, -rule->decay, sums);
 }
 
 MULTIVERSION static void NAME(rewrite)(const struct weight *w, int64_t at, int64_t n,
