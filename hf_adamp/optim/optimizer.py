@@ -84,8 +84,6 @@ class ProjectedOptimizer(Optimizer):
         seen = [_Seen.of(group["params"]) for group in self.param_groups]
         for group_index, group in enumerate(self.param_groups):
             before = self._seen[group_index] if group_index < len(self._seen) else None
-            if group["delta"] and before and before.matrices and not seen[group_index].matrices:
-                raise RuntimeError(flattened_message(self._name(group_index, 0)))
             for index, param in enumerate(group["params"]):
                 name = self._name(group_index, index)
                 if param.is_complex():
@@ -95,6 +93,9 @@ class ProjectedOptimizer(Optimizer):
                     )
                 if group["delta"]:
                     refuse_flattened(param, name)
+            # Last, since the marks of a framework on a weight tell more.
+            if group["delta"] and before and before.matrices and not seen[group_index].matrices:
+                raise RuntimeError(flattened_message(self._name(group_index, 0)))
         params = chain.from_iterable(group["params"] for group in self.param_groups)
         self._reducer = Reducer.of(params)
         self._seen = seen
