@@ -16,7 +16,7 @@ from .bucket import Bucket, working_dtype
 from .checkpoint import adapt
 from .distributed import Reducer, flattened_message, local_part, refuse_flattened
 from .options import check_options
-from .projection import StepRecord, has_rows
+from .projection import StepRecord
 from .step import Memory, run
 
 __all__ = ["ProjectedOptimizer", "zeros_like_moment"]
@@ -52,6 +52,8 @@ class ProjectedOptimizer(Optimizer):
     def _reset_caches(self) -> None:
         self._memory = Memory()
         self._seen: list[_Seen] = []
+        # FSDP1 flattens weights in place, so the first step looks at them once more.
+        self._settled = False
         self._reducer: Reducer | None = None
         self.record_steps = False
         self.last_step: list[StepRecord] = []
@@ -71,6 +73,7 @@ class ProjectedOptimizer(Optimizer):
         except (TypeError, RuntimeError):
             self.param_groups.pop()
             raise
+        self._settled = False
 
     def _look_at_weights(self) -> None:
         """Check weights that were not there before, and learn which are sharded.
@@ -79,9 +82,11 @@ class ProjectedOptimizer(Optimizer):
         after it was made, so every step asks.
         """
         identities = [tuple(map(id, group["params"])) for group in self.param_groups]
-        if identities == [seen.identities for seen in self._seen]:
+        if self._settled and identities == [seen.identities for seen in self._seen]:
             return
         seen = [_Seen.of(group["params"]) for group in self.param_groups]
+        if seen == self._seen:
+            return
         for group_index, group in enumerate(self.param_groups):
             before = self._seen[group_index] if group_index < len(self._seen) else None
             for index, param in enumerate(group["params"]):
@@ -94,7 +99,8 @@ class ProjectedOptimizer(Optimizer):
                 if group["delta"]:
                     refuse_flattened(param, name)
             # Last, since the marks of a framework on a weight tell more.
-            if group["delta"] and before and before.matrices and not seen[group_index].matrices:
+            flattened = before and before.has_matrices and not seen[group_index].has_matrices
+            if group["delta"] and flattened:
                 raise RuntimeError(flattened_message(self._name(group_index, 0)))
         params = chain.from_iterable(group["params"] for group in self.param_groups)
         self._reducer = Reducer.of(params)
@@ -131,6 +137,7 @@ class ProjectedOptimizer(Optimizer):
     def _step(self) -> None:
         if not torch.compiler.is_compiling():
             self._look_at_weights()
+            self._settled = True
             self._check_before_step()
         buckets = [self._local(self._bucket(group)) for group in self.param_groups]
         flags = [
@@ -240,14 +247,18 @@ class ProjectedOptimizer(Optimizer):
 
 @dataclass(frozen=True)
 class _Seen:
-    """Which weights a param group had, and how many of them take part in the test."""
+    """Which weights a param group had, and how many dimensions each."""
 
     identities: tuple[int, ...]
-    matrices: int
+    dims: tuple[int, ...]
 
     @classmethod
     def of(cls, params: list[Tensor]) -> _Seen:
-        return cls(tuple(map(id, params)), sum(has_rows(param.shape) for param in params))
+        return cls(tuple(map(id, params)), tuple(map(Tensor.dim, params)))
+
+    @property
+    def has_matrices(self) -> bool:
+        return max(self.dims, default=0) > 1
 
 
 def zeros_like_moment(param: Tensor) -> Tensor:

@@ -243,14 +243,22 @@ def cosine(stats: Tensor, eps: Tensor) -> Tensor:
 
     NaN where gradient or weight is not finite, which loses every comparison.
     """
-    grad_norm = stats[Statistic.GRAD_SQ].sqrt().clamp(min=eps)
-    weight_norm = stats[Statistic.WEIGHT_SQ].sqrt().clamp(min=eps)
+    grad_norm = _root(stats[Statistic.GRAD_SQ]).clamp(min=eps)
+    weight_norm = _root(stats[Statistic.WEIGHT_SQ]).clamp(min=eps)
     return (stats[Statistic.DOT] / (grad_norm * weight_norm)).abs()
 
 
 def radial_part(stats: Tensor, eps: Tensor | float) -> Tensor:
     """The step's component along the weight in units of the weight: `step·w / (|w| + eps)²`."""
-    return stats[Statistic.STEP_DOT] / (stats[Statistic.WEIGHT_SQ].sqrt() + eps).square()
+    return stats[Statistic.STEP_DOT] / (_root(stats[Statistic.WEIGHT_SQ]) + eps).square()
+
+
+def _root(square: Tensor) -> Tensor:
+    if not torch.is_grad_enabled():
+        return square.sqrt()
+    # The derivative at 0 is infinite; a zero row (padding) must not make it NaN behind a `where`.
+    zero = square == 0
+    return torch.where(zero, 0.0, torch.where(zero, 1.0, square).sqrt())
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,8 @@ def apply(bucket: Bucket, stats: Tensor, decision: Decision | None, steps: list[
             shift = decision.shift[rows].view(-1, *[1] * (param.ndim - 1))
             step.addcmul_(param, shift, value=-1)
     if bucket.rule.weight_decay and (vectors := steps[bucket.matrices :]):
-        decayed = torch._foreach_mul(bucket.params[bucket.matrices :], bucket.rule.decay)
+        params = _at(vectors[0].dtype, bucket.params[bucket.matrices :])
+        decayed = torch._foreach_mul(params, bucket.rule.decay)
         torch._foreach_add_(vectors, decayed)
     torch._foreach_sub_(bucket.params, steps)
 
