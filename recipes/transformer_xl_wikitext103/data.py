@@ -169,7 +169,7 @@ class _Synthetic:
         if split == "train":
             for start in range(0, self.words, 50):
                 yield " ".join(f"w{n}" for n in range(start, min(start + 50, self.words)))
-        for _ in range(2000):
+        for _ in range(2000 if split == "train" else 20):
             ranks = np.minimum(self.words ** generator.random(50), self.words - 1).astype(int)
             yield " ".join(f"w{n}" for n in ranks)
 
