@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 
 # Which extras of pyproject.toml a target needs; each is installed once, and again when the
 # packages asked for have changed.
-INPUTS  := pyproject.toml constraints.txt
+INPUTS  := pyproject.toml constraints.txt setup.py $(wildcard hf_adamp/optim/backends/csrc/*)
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
 # Renders the music of the audio recipe. Without what it asks for: only its player needs pyaudio,
 # which has to be compiled against a sound library.
@@ -35,8 +35,9 @@ format: $(VENV)/.dev ## let ruff format and repair what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.bench ## time the optimizer step beside torch's and other packages'
-	PYTHONPATH=$(VENV)/bench $(BIN)/python -m tests.benchmarks
+bench: $(VENV)/.bench ## time a step beside torch's and other packages'; writes docs/performance.md
+	PYTHONPATH=$(VENV)/bench $(BIN)/python -m tests.benchmarks --family adamp sgdp --memory 18 \
+	    --output --plot docs/step-time.png
 
 TXL := recipes/transformer_xl_wikitext103
 

@@ -59,7 +59,7 @@ def test_module_runs_as_python_would_run_it(run_python):
 
 
 def test_torchrun_trains_on_two_processes(run_python):
-    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29611"]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     report = report_of(run_python(*torchrun, "-m", "hf_adamp", SCRIPT, *TRAIN))
     assert (report["world_size"], report["optimizer"], report["steps"]) == (2, "AdamP", 1)
 

@@ -37,6 +37,9 @@ def main():
             "steps": trainer.state.global_step,
         }
         print("REPORT " + json.dumps(report))
+    if torch.distributed.is_initialized():
+        # Left to the interpreter's exit, gloo's threads may be ended while they still run.
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
