@@ -233,6 +233,9 @@ class ProjectedOptimizer(Optimizer):
             ValueError: for groups that do not match, or a checkpoint with `amsgrad=True`.
         """
         state_dict = adapt(state_dict, self.param_groups, self.state_aliases)
+        # torch.distributed.checkpoint has the optimizer make its state by a step that moves nothing
+        # and teaches nothing.
+        self._memory = Memory()
         super().load_state_dict(state_dict)
         # torch casts state to the weight's dtype; ours is kept in the working precision.
         saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])

@@ -65,7 +65,7 @@ class Strategy:
         model_parallel: how many processes share a batch.
         micro_batches: how many batches a step's gradient is gathered from.
         max_norm: what the gradient is clipped to, if anything.
-        compute_dtype: what forward and backward are computed in.
+        compute_dtype: what forward and backward are computed in, if not in the weights' dtype.
     """
 
     name: str
@@ -74,7 +74,7 @@ class Strategy:
     model_parallel: int = 1
     micro_batches: int = 1
     max_norm: float | None = None
-    compute_dtype: torch.dtype = torch.float32
+    compute_dtype: torch.dtype | None = None
     after_backward: Callable[[nn.Module], None] = field(default=lambda model: None)
 
 
@@ -166,6 +166,32 @@ STRATEGIES = [
 ]
 
 
+def batch_of(step, micro, reader, dtype):
+    """What a process reads: the same whatever the number of processes."""
+    draw = torch.Generator().manual_seed(10_000 * step + 100 * micro + reader)
+    images = torch.randn(BATCH, 2, 4, 4, generator=draw, dtype=torch.float64).to(dtype)
+    return images, torch.randint(5, (BATCH,), generator=draw)
+
+
+def single_backward(model, step, readers, micro_batches=1, compute_dtype=None):
+    """Gradients of the mean over all batches, each computed as a process computes it."""
+    params = list(model.parameters())
+    for param in params:
+        param.grad = torch.zeros_like(param)
+    computing = model
+    if compute_dtype is not None:
+        computing = Net().to(compute_dtype)
+        computing.load_state_dict(model.state_dict())
+    for micro in range(micro_batches):
+        for reader in range(readers):
+            images, labels = batch_of(step, micro, reader, params[0].dtype)
+            logits = computing(images.to(compute_dtype)).to(params[0].dtype)
+            loss = cross_entropy(logits, labels) / (micro_batches * readers)
+            gradients = torch.autograd.grad(loss, list(computing.parameters()))
+            for param, gradient in zip(params, gradients, strict=True):
+                param.grad += gradient.to(param.dtype)
+
+
 class Pair:
     """A network spread over processes and its twin on each of them, with an optimizer for each.
 
@@ -188,46 +214,29 @@ class Pair:
         self.share = strategy.model_parallel or distributed.get_world_size()
         self.readers = distributed.get_world_size() // self.share
 
-    def _batch(self, step, micro, reader):
-        draw = torch.Generator().manual_seed(10_000 * step + 100 * micro + reader)
-        images = torch.randn(BATCH, 2, 4, 4, generator=draw, dtype=torch.float64).to(self.dtype)
-        return images, torch.randint(5, (BATCH,), generator=draw)
-
     def backward(self, step):
         """Gradients of both networks, the same up to round-off."""
-        self._backward_single(step)
+        strategy = self.strategy
+        single_backward(
+            self.single, step, self.readers, strategy.micro_batches, strategy.compute_dtype
+        )
         self._backward_spread(step)
         if self.strategy.max_norm:
             for model in (self.single, self.spread):
                 norm = nn.utils.clip_grad_norm_(model.parameters(), self.strategy.max_norm)
                 assert whole(norm) > self.strategy.max_norm, "nothing was clipped"
 
-    def _backward_single(self, step):
-        """The mean over all batches of this step, each computed as a process computes it."""
-        self.single_optimizer.zero_grad()
-        count = self.strategy.micro_batches * self.readers
-        for param in self.single.parameters():
-            param.grad = torch.zeros_like(param)
-        computing = self.single
-        if self.strategy.compute_dtype != torch.float32:
-            computing = Net().to(self.strategy.compute_dtype)
-            computing.load_state_dict(self.single.state_dict())
-        for micro in range(self.strategy.micro_batches):
-            for reader in range(self.readers):
-                images, labels = self._batch(step, micro, reader)
-                dtype = next(computing.parameters()).dtype
-                logits = computing(images.to(dtype)).to(self.dtype)
-                loss = cross_entropy(logits, labels) / count
-                gradients = torch.autograd.grad(loss, list(computing.parameters()))
-                for param, gradient in zip(self.single.parameters(), gradients, strict=True):
-                    param.grad += gradient.to(self.dtype)
+    def single_step(self, step, readers):
+        """A step of the twin alone, on as many batches as so many processes would read."""
+        single_backward(self.single, step, readers)
+        self.single_optimizer.step()
 
     def _backward_spread(self, step):
         self.optimizer.zero_grad()
         reader = distributed.get_rank() // self.share
         last = self.strategy.micro_batches - 1
         for micro in range(last + 1):
-            images, labels = self._batch(step, micro, reader)
+            images, labels = batch_of(step, micro, reader, self.dtype)
             with self._gathering(more=micro < last):
                 loss = cross_entropy(self.spread(images).to(self.dtype), labels)
                 (loss / self.strategy.micro_batches).backward()
