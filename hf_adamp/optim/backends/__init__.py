@@ -13,7 +13,7 @@ from torch import Tensor
 from ..bucket import Bucket
 from ..projection import Decision
 from . import foreach as foreach_backend
-from . import native, single_tensor, torch_fused
+from . import cuda_triton, native, single_tensor, torch_fused
 
 __all__ = ["Backend", "Flags", "choose"]
 
@@ -55,7 +55,7 @@ class Backend(Protocol):
 
 
 # From the fastest; an explicit flag chooses among the names that it stands for.
-_FUSED: tuple[Backend, ...] = (native, torch_fused)
+_FUSED: tuple[Backend, ...] = (native, cuda_triton, torch_fused)
 _BY_DEFAULT: tuple[Backend, ...] = (*_FUSED, foreach_backend, single_tensor)
 
 
