@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ..bucket import Bucket
 from ..projection import Decision
-from . import foreach as foreach_backend
 from . import cuda_triton, native, single_tensor, torch_fused
+from . import foreach as foreach_backend
 
 __all__ = ["Backend", "Flags", "choose"]
 
