@@ -15,7 +15,7 @@ SYNTHESIZER := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 PYTEST  := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench clean demo-transformer-xl compare-transformer-xl
+.PHONY: help demo test lint format bench clean demo-audio demo-transformer-xl compare-transformer-xl
 
 help: ## list the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-22s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ compare-transformer-xl: $(VENV)/.recipes $(VENV)/transfo_xl/.done ## our Transfo
 	$(VENV)/transfo_xl/bin/python $(TXL)/comparison/reference.py tests/$(TXL)/fixtures runs/transfo_xl
 	$(BIN)/python -m recipes.transformer_xl_wikitext103.comparison.check tests/$(TXL)/fixtures runs/transfo_xl
 	$(BIN)/python -m recipes.transformer_xl_wikitext103.comparison.speed $(VENV)/transfo_xl/bin/python
+
+demo-audio: $(VENV)/.recipes ## AdamP and AdamW on three audio tasks with real sounds (9 min on 2 cores)
+	PATH="$(abspath $(BIN)):$$PATH" bash recipes/audio_classification/launch/demo.sh
 
 clean: ## remove the virtual environment, runs and caches
 	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -8,7 +8,6 @@ Configurations come first, options after them overrule them. `--model` is the Ha
 audio model of the Hub, such as facebook/wav2vec2-base.
 """
 
-import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +21,6 @@ from transformers import (
     EvalPrediction,
     FeatureExtractionMixin,
     PreTrainedModel,
-    Trainer,
     TrainingArguments,
     set_seed,
 )
@@ -31,6 +29,7 @@ from hf_adamp import ProjectionLog
 from recipes.common.arguments import parse
 
 from .adam_then_sgd import published_schedule
+from .card import CardTrainer
 from .clips import Collator, EqualChunks, RandomCrops, average_chunks
 from .configuration_harmonic_cnn import HarmonicCnnConfig
 from .decoding import decode_all
@@ -135,9 +134,8 @@ def build_trainer(
     clips: DatasetDict,
     data: DataArguments,
     args: TrainingArguments,
-    *,
-    adam_then_sgd: bool,
-) -> Trainer:
+    model_args: ModelArguments,
+) -> CardTrainer:
     """Put model, clips and metric together."""
     task = TASKS[data.task]
     length, chunks = data.input_length or task.input_length, data.chunks or task.chunks
@@ -147,7 +145,7 @@ def build_trainer(
 
     # Waveforms are no argument of any model: the collator turns them into its inputs.
     args.remove_unused_columns = False
-    trainer = Trainer(
+    trainer = CardTrainer(
         model,
         args,
         data_collator=Collator(extractor),
@@ -158,8 +156,9 @@ def build_trainer(
         compute_metrics=compute_metrics,
         preprocess_logits_for_metrics=first_logits,
         callbacks=[ProjectionLog(jsonl=Path(args.output_dir) / "projection.jsonl", per_kind=False)],
+        card=describe(model_args, data, args),
     )
-    if adam_then_sgd:
+    if model_args.adam_then_sgd:
         batches = len(trainer.get_train_dataloader())
         updates = -(-batches // args.gradient_accumulation_steps)
         total = args.max_steps if args.max_steps > 0 else round(updates * args.num_train_epochs)
@@ -170,7 +169,7 @@ def build_trainer(
 
 
 def evaluate_splits(
-    trainer: Trainer, clips: DatasetDict, data: DataArguments, names: list[str]
+    trainer: CardTrainer, clips: DatasetDict, data: DataArguments, names: list[str]
 ) -> None:
     """Score validation and test, and keep the test's probabilities for the pictures."""
     task = TASKS[data.task]
@@ -180,6 +179,8 @@ def evaluate_splits(
         output = trainer.predict(dataset, metric_key_prefix=split)
         trainer.log_metrics(split, output.metrics)
         trainer.save_metrics(split, output.metrics)
+    measured = {name.removeprefix("test_"): value for name, value in output.metrics.items()}
+    trainer.card |= {"metrics": measured, "clips": len(clips["test"])}
     if trainer.is_world_process_zero():
         scores, labels = average_chunks(
             output.predictions, output.label_ids, chunks, several=task.several
@@ -188,20 +189,21 @@ def evaluate_splits(
         np.savez_compressed(file, scores=scores, labels=labels, names=np.array(names))
 
 
-def describe(trainer: Trainer, model_args: ModelArguments, data: DataArguments) -> dict[str, Any]:
-    """Return what the model card says; Transformers adds results and settings."""
-    tags = ["audio-classification", data.task.replace("_", "-")]
-    tags.append("adam-then-sgd" if model_args.adam_then_sgd else str(trainer.args.optim))
-    described: dict[str, Any] = {"tasks": "audio-classification", "tags": tags}
-    if model_args.model == HARMONIC_CNN:
-        tags.append("harmonic-cnn")
-    else:
-        described["finetuned_from"] = model_args.model
-    if data.source == "hub":
-        described["dataset"] = described["dataset_tags"] = data.data_dir.partition(":")[0]
-    else:
-        described["dataset"] = data.source
-    return described
+def describe(
+    model_args: ModelArguments, data: DataArguments, args: TrainingArguments
+) -> dict[str, Any]:
+    """Return what the model card says and the model does not know."""
+    task = TASKS[data.task]
+    on_hub = data.source == "hub"
+    return {
+        "task": data.task,
+        "base": None if model_args.model == HARMONIC_CNN else model_args.model,
+        "dataset": data.data_dir.partition(":")[0] if on_hub else data.source,
+        "on_hub": on_hub,
+        "chunks": data.chunks or task.chunks,
+        "input_length": data.input_length or task.input_length,
+        "optimizer": "adam_then_sgd" if model_args.adam_then_sgd else str(args.optim.value),
+    }
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -218,15 +220,10 @@ def main(argv: list[str] | None = None) -> None:
     clips, names = prepare(data, args, rate, length)
     set_seed(args.seed)
     model, extractor = build_model(model_args, task, names, length)
-    trainer = build_trainer(
-        model, extractor, clips, data, args, adam_then_sgd=model_args.adam_then_sgd
-    )
+    trainer = build_trainer(model, extractor, clips, data, args, model_args)
     if trainer.is_world_process_zero():
         counts = ", ".join(f"{len(split):,} for {name}" for name, split in clips.items())
         print(f"{model.num_parameters():,} weights, {len(names)} labels, clips: {counts}")
-        Path(args.output_dir).mkdir(parents=True, exist_ok=True)
-        start = {"task": data.task, "model": model_args.model}
-        (Path(args.output_dir) / "recipe.json").write_text(json.dumps(start))
     resume = args.resume_from_checkpoint
     result = trainer.train(resume_from_checkpoint=resume if resume != "true" else True)
     trainer.log_metrics("train", result.metrics)
@@ -234,11 +231,10 @@ def main(argv: list[str] | None = None) -> None:
     trainer.save_model()
     trainer.save_state()
     evaluate_splits(trainer, clips, data, names)
-    card = describe(trainer, model_args, data)
     if args.push_to_hub:
-        trainer.push_to_hub(**card)
+        trainer.push_to_hub()
     else:
-        trainer.create_model_card(**card)
+        trainer.create_model_card()
 
 
 if __name__ == "__main__":
