@@ -49,6 +49,7 @@ class Reference:
         weights: the weights, in `dtype`.
         state: one dictionary a weight; empty until its first gradient.
         views: the views of the latest step, None for a weight without a gradient.
+        reach: the largest element of each weight's latest step before projection.
         storage: a dtype that weights are rounded to after each step, or None.
     """
 
@@ -58,6 +59,7 @@ class Reference:
         self.weights = [w.detach().cpu().to(dtype).clone() for w in weights]
         self.state = [{} for _ in weights]
         self.views = [None] * len(self.weights)
+        self.reach = [0.0] * len(self.weights)
 
     def step(self, grads):
         """One step; `grads` holds a tensor or None for each weight."""
@@ -70,6 +72,7 @@ class Reference:
     def _step_weight(self, index, grad):
         o, weight = self.options, self.weights[index]
         update = self.direction(grad, self.state[index])
+        self.reach[index] = o["lr"] * float(update.abs().max()) if update.numel() else 0.0
         view = views_of(weight, grad, delta=o["delta"], eps=o["eps"])
         update = without_radial_part(update, weight, view, o["eps"])
         decay = self.decay() * (1 if view == NONE else o["wd_ratio"])

@@ -60,11 +60,12 @@ def test_pure_half_precision_stays_finite_for_200_steps_of_tiny_gradients(
         assert all(optimizer.state[weight][key].isfinite().all() for key in family.moments), name
 
 
+@pytest.mark.parametrize(("lr", "weight_decay"), [(1e-3, 1e-2), (0.5, 0.7)])
 @IN_HALF_PRECISION
-def test_small_steps_in_half_precision_round_as_float32_does(family, path, dtype):
-    """Weight decay of a vector is far below the resolution of its dtype."""
-    weights = make_weights(dtype, device=path.device, names=["bias", "linear"])
-    kwargs = {"lr": 1e-3, "weight_decay": 1e-2}
+def test_decay_in_half_precision_rounds_as_float32_does(family, path, dtype, lr, weight_decay):
+    """Far below the resolution of its dtype, or so large that what is left is small."""
+    weights = make_weights(dtype, device=path.device, names=["bias", "linear", "scalar"])
+    kwargs = {"lr": lr, "weight_decay": weight_decay}
     optimizer = build(family, weights, path, **kwargs)
     for step in range(1, 11):
         expected = family.reference(weights.values(), dtype=torch.float32, storage=dtype, **kwargs)
