@@ -14,7 +14,7 @@ Tables, all int32 or int64, one line a task or weight:
 
 # Triton's language, not Python's: arguments are values on the device or constants to specialise
 # on, which are in capitals as usual there, and types belong to the launch.
-# ruff: noqa: ANN001, ANN202, ANN201, N803, SIM102
+# ruff: noqa: ANN001, ANN202, ANN201, N803, SIM102, SIM300
 # mypy: disable-error-code="no-untyped-def"
 
 from __future__ import annotations
@@ -103,7 +103,8 @@ def _pointer(addresses, weight, field, offset, TYPE: tl.constexpr, ALIGNED: tl.c
     address = tl.load(addresses + _ADDRESS_FIELDS * weight + field)
     pointer = address.to(tl.pointer_type(TYPE)) + offset
     if ALIGNED:
-        pointer = tl.multiple_of(pointer, 4 * TYPE.primitive_bitwidth // 8)
+        # Four elements, in bytes.
+        pointer = tl.multiple_of(pointer, 16 if TYPE == tl.float32 else 8)
     return pointer
 
 
@@ -220,7 +221,7 @@ def _accumulate_tile(
     )
     # 16 bits lose the old weight; a part of a row does not know the row's sums.
     open_rows = tl.where(slot < 0, own_rows, 0)
-    if TYPE.primitive_bitwidth < 32:
+    if TYPE != tl.float32:
         open_rows = 0
     open_rows = tl.where(guess == _LAYER, 0, open_rows)
     open_rows = tl.where(guess == _UNTOUCHED, 0, open_rows)
