@@ -256,9 +256,10 @@ def test_adamp_projects_few_weights_of_the_plain_model(run):
 
 def test_two_processes_train_what_one_does(run, text, tmp_path):
     still = {"dropout": 0, "max_steps": 5, "columns": 8, "eval_columns": 3}
+    still |= {"save_strategy": "steps", "save_steps": 3}
     one = run("one", **still)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
-    command += ["--master_port", "29677", "-m", "hf_adamp", "-m"]
+    command += ["--standalone", "-m", "hf_adamp", "-m"]
     command += ["recipes.transformer_xl_wikitext103.train"]
     command += options(text, tmp_path / "cache", tmp_path / "two", **still)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -275,6 +276,12 @@ def test_two_processes_train_what_one_does(run, text, tmp_path):
     assert "2 processes" in finished.stdout
     for name, weight in weights(one).items():
         torch.testing.assert_close(weights(tmp_path / "two")[name], weight, atol=2e-5, rtol=1e-4)
+    saved = [folder / "checkpoint-3" for folder in (one, tmp_path / "two")]
+    whole = load_file(saved[0] / "memory-1-of-1.safetensors")
+    shares = [load_file(saved[1] / f"memory-{rank}-of-2.safetensors") for rank in (1, 2)]
+    for layer, columns in whole.items():
+        both = torch.cat([share[layer] for share in shares])
+        torch.testing.assert_close(both, columns, atol=1e-4, rtol=1e-3)
     results = [
         json.loads((folder / "test_results.json").read_text()) for folder in (one, tmp_path / "two")
     ]
