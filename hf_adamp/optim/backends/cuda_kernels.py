@@ -8,7 +8,8 @@ and writes it again. Nothing is added up atomically: runs repeat bit for bit.
 
 Tables, all int32 or int64, one line a task or weight:
     tasks      weight, row, part, slot (-1 where the row is whole)
-    weights    columns, rows, first_row (-1 without rows), log2 of the tile's width
+    weights    columns, rows, first_row (-1 without rows), log2 of the tile's width,
+               whether rows are whole, not sharded within
     addresses  weight, grad, first moment, second moment, step count
 """
 
@@ -26,7 +27,7 @@ __all__ = ["accumulate", "add_parts", "apply"]
 
 # As in cuda_triton.py.
 _TASK_FIELDS = tl.constexpr(4)
-_WEIGHT_FIELDS = tl.constexpr(4)
+_WEIGHT_FIELDS = tl.constexpr(5)
 _ADDRESS_FIELDS = tl.constexpr(5)
 _ADAM = tl.constexpr(0)
 _PLAIN = tl.constexpr(2)
@@ -219,8 +220,11 @@ def _accumulate_tile(
     shift, channel = _guessed_shift(
         dot, grad_sq, weight_sq, step_dot, columns, guess, eps, decay, projected_decay, delta
     )
-    # 16 bits lose the old weight; a part of a row does not know the row's sums.
+    # 16 bits lose the old weight; a part of a row, here or on other processes, does not know the
+    # row's sums.
+    whole_here = tl.load(weights + _WEIGHT_FIELDS * weight + 4)
     open_rows = tl.where(slot < 0, own_rows, 0)
+    open_rows = tl.where(whole_here == 0, 0, open_rows)
     if TYPE != tl.float32:
         open_rows = 0
     open_rows = tl.where(guess == _LAYER, 0, open_rows)

@@ -103,7 +103,8 @@ class _Plan:
         tasks: (T, 4) int32: weight, row, part, slot. Aligned vectors, aligned matrices,
             unaligned matrices, unaligned vectors, in this order.
         launches: by alignment, what one launch works on.
-        weights: (W, 4) int64: columns, rows, first row, log2 of the tile's width.
+        weights: (W, 5) int64: columns, rows, first row, log2 of the tile's width, whether its rows
+            are whole on this process, so that their sums need not be added to others'.
         splits: (S, 3) int64, the rows in parts: place, first slot, number of parts.
         guess: (W,) int8, the views of the last step; `_UNKNOWN` before the first.
         done: (T,) int8, the view that all rows of a task were written as.
@@ -264,7 +265,7 @@ def _launch(kernel: str, grid: tuple[int, ...], device: torch.device, **argument
 def _plan(bucket: Bucket, *, aligned: bool) -> _Plan:
     device = bucket.params[0].device
     rows = [p.shape[0] if i < bucket.matrices else 1 for i, p in enumerate(bucket.params)]
-    columns = [p.numel() // r for p, r in zip(bucket.params, rows, strict=True)]
+    columns = [p.numel() // r if r else 0 for p, r in zip(bucket.params, rows, strict=True)]
     first_rows = list(running_sum(rows[: bucket.matrices], initial=0))
     row_count = first_rows[bucket.matrices]
     first_rows[bucket.matrices :] = [-1] * (len(rows) - bucket.matrices)
@@ -286,11 +287,12 @@ def _plan(bucket: Bucket, *, aligned: bool) -> _Plan:
                 slots += parts
 
     tasks = array("i", chain.from_iterable(chain.from_iterable(runs.values())))
-    table = array("q", chain.from_iterable(zip(columns, rows, first_rows, powers, strict=True)))
+    whole = [not (p and p.row_slots) for p in bucket.placements or [None] * len(rows)]
+    traits = zip(columns, rows, first_rows, powers, whole, strict=True)
     return _Plan(
         tasks=_upload(tasks, device).view(-1, 4),
         launches=_launches([len(run) for run in runs.values()], kinds, tiles, powers),
-        weights=_upload(table, device).view(-1, 4),
+        weights=_upload(array("q", chain.from_iterable(traits)), device).view(-1, 5),
         splits=_upload(array("q", chain.from_iterable(splits)), device).view(-1, 3),
         guess=torch.full((len(rows),), _UNKNOWN, dtype=torch.int8, device=device),
         done=torch.zeros(len(tasks) // 4, dtype=torch.int8, device=device),
