@@ -8,11 +8,11 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from recipes.transformer_xl_wikitext103.adaptive import AdaptiveEmbedding, AdaptiveLogSoftmax
+from recipes.transformer_xl_wikitext103.attention import by_position
 from recipes.transformer_xl_wikitext103.comparison.check import TOLERANCE, deviations
 from recipes.transformer_xl_wikitext103.configuration_transformer_xl import TransformerXLConfig
 from recipes.transformer_xl_wikitext103.modeling_transformer_xl import (
     TransformerXLForCausalLM,
-    by_position,
     memory,
 )
 
