@@ -1,0 +1,78 @@
+"""Train a tiny Llama with `Trainer` under FSDP2, then again from its own checkpoint."""
+
+import json
+import sys
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import DistributedType
+from torch.distributed import destroy_process_group
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+
+import hf_adamp
+
+
+def _trainer(folder):
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=32,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=16,
+    )
+    draw = torch.Generator().manual_seed(0)
+    tokens = [torch.randint(32, (8,), generator=draw) for _ in range(32)]
+    arguments = TrainingArguments(
+        folder,
+        optim="adamp",
+        max_steps=4,
+        save_steps=2,
+        learning_rate=1e-2,
+        weight_decay=0.1,
+        per_device_train_batch_size=4,
+        use_cpu=True,
+        report_to="none",
+        disable_tqdm=True,
+        fsdp="full_shard auto_wrap",
+        fsdp_config={
+            "fsdp_version": 2,
+            "fsdp_state_dict_type": "SHARDED_STATE_DICT",
+            "fsdp_transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"],
+        },
+    )
+    # Accelerate shards where there are accelerators; let it take gloo's processes for such.
+    assert arguments.world_size == 2
+    PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    data = [{"input_ids": row, "labels": row} for row in tokens]
+    return Trainer(LlamaForCausalLM(config), arguments, train_dataset=data)
+
+
+def _train(folder, resume=None):
+    trainer = _trainer(folder)
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer, [param.full_tensor().detach() for param in trainer.model.parameters()]
+
+
+def main(folder):
+    hf_adamp.register()
+    _, finished = _train(folder)
+    trainer, resumed = _train(folder, f"{folder}/checkpoint-2")
+    if trainer.args.should_log:
+        optimizer = trainer.optimizer.optimizer
+        weight = optimizer.param_groups[0]["params"][0]
+        report = {
+            "optimizer": type(optimizer).__name__,
+            "placements": str(weight.placements),
+            "steps": trainer.state.global_step,
+            "steps of a weight": float(optimizer.state[weight]["step"]),
+            "identical": all(map(torch.equal, finished, resumed)),
+        }
+        print("REPORT " + json.dumps(report), flush=True)
+    destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
