@@ -58,6 +58,10 @@ DCASE_EVENTS = (
 DCASE_SETS = ("training", "testing", "evaluation")
 DCASE_VALIDATION = 0.1  # of each event's training clips
 DCASE_SEED = 123
+AUDIO_SUFFIXES = (
+    *(".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".au"),
+    *(".m4a", ".aac", ".webm", ".mp4"),  # with torchcodec only
+)
 LABEL_SEPARATOR = ";"  # between the labels of a clip in a table of your own
 
 
@@ -224,29 +228,49 @@ def table(location: str, several: bool) -> Source:
     Labels that only occur outside of train.csv are an error: no model can have learnt them.
     """
     root = Path(location)
-    clips = {}
-    for split in SPLITS:
-        rows = _read_csv(root / f"{split}.csv")
-        lacking = {"file_name", "label"} - set(rows[0] if rows else ())
-        if lacking:
-            raise ValueError(f"{root / split}.csv lacks the columns {', '.join(sorted(lacking))}.")
-        clips[split] = [
-            Clip(root / row["file_name"], tuple(filter(None, row["label"].split(LABEL_SEPARATOR))))
-            for row in rows
-        ]
-    names = sorted({label for clip in clips["train"] for label in clip.labels})
+    clips = {split: _listed(root, root / f"{split}.csv") for split in SPLITS}
+    return _build(clips, _names(clips), several)
+
+
+def _listed(folder: Path, table: Path) -> list[Clip]:
+    """Read the clips of a csv with `file_name` and `label`."""
+    rows = _read_csv(table)
+    lacking = {"file_name", "label"} - set(rows[0] if rows else ())
+    if lacking:
+        raise ValueError(f"{table} lacks the columns {', '.join(sorted(lacking))}.")
+    return [
+        Clip(folder / row["file_name"], tuple(filter(None, row["label"].split(LABEL_SEPARATOR))))
+        for row in rows
+    ]
+
+
+def _names(clips: dict[str, list[Clip]]) -> list[str]:
+    """Return the labels of the training split, and refuse others."""
+    found = {split: {label for clip in clips[split] for label in clip.labels} for split in SPLITS}
     for split in SPLITS[1:]:
-        unknown = {label for clip in clips[split] for label in clip.labels} - set(names)
-        if unknown:
+        if unknown := found[split] - found["train"]:
             raise ValueError(
-                f"{split}.csv has labels that train.csv has not: {', '.join(sorted(unknown))}."
+                f"the {split} split has labels that train has not: {', '.join(sorted(unknown))}."
             )
-    return _build(clips, names, several)
+    return sorted(found["train"])
 
 
 def audiofolder(location: str, several: bool) -> Source:
-    """Your own clips in folders SPLIT/LABEL/FILE, as `datasets` reads them."""
-    return _from_columns(load_dataset("audiofolder", data_dir=location), several)
+    """Your own clips in folders SPLIT/LABEL/FILE, or in SPLIT beside a metadata.csv of its own.
+
+    The layouts that `datasets` calls audiofolder; it only builds them where torchcodec works.
+    """
+    root, clips = Path(location), {}
+    for split in SPLITS:
+        folder = root / split
+        if (folder / "metadata.csv").is_file():
+            clips[split] = _listed(folder, folder / "metadata.csv")
+        else:
+            found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES)
+            clips[split] = [Clip(path, (path.parent.name,)) for path in found]
+        if not clips[split]:
+            raise ValueError(f"{folder} has no audio; it wants LABEL/FILE.wav or metadata.csv.")
+    return _build(clips, _names(clips), several)
 
 
 def hub(location: str, several: bool) -> Source:
