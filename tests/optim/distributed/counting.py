@@ -6,7 +6,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 _NAMESPACES = ("c10d", "_c10d_functional", "_c10d_functional_autograd", "c10d_functional")
-_WAITING = ("wait_tensor",)
+# What a functional collective needs around it; nothing is sent.
+_SILENT = ("wait_tensor", "_wrap_tensor_autograd")
 
 
 class CountedCollectives(TorchDispatchMode):
@@ -29,7 +30,7 @@ class CountedCollectives(TorchDispatchMode):
             # It comes back here with the tensors that it is made of.
             return NotImplemented
         name = func._schema.name.split("::")[-1]
-        if func.namespace in _NAMESPACES and name not in _WAITING:
+        if func.namespace in _NAMESPACES and name not in _SILENT:
             tensors = [leaf for leaf in tree_leaves(args[:1]) if torch.is_tensor(leaf)]
             size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
             self.calls.append((name.rstrip("_"), size))

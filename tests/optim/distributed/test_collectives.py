@@ -3,6 +3,8 @@
 All collectives are counted, ours or not: about 10 s.
 """
 
+from functools import partial
+
 import pytest
 import torch
 from torch.distributed.device_mesh import init_device_mesh
@@ -36,7 +38,10 @@ BYTES = {
 
 
 def count_calls(strategy_index):
-    pair = Pair(STRATEGIES[strategy_index], lambda params: AdamP(params, lr=1e-3))
+    return _calls(Pair(STRATEGIES[strategy_index], partial(AdamP, lr=1e-3)))
+
+
+def _calls(pair):
     pair.step(0)
     pair.backward(1)
     with CountedCollectives() as counted:
@@ -49,6 +54,24 @@ def test_step_adds_up_once_a_mesh_dimension(pools, name):
     index, strategy = next((i, s) for i, s in enumerate(STRATEGIES) if s.name == name)
     calls = pools(strategy.sizes[-1]).run(count_calls, index)[0]
     assert sorted(calls) == sorted(("allreduce", size) for size in BYTES[name])
+
+
+def count_calls_with_partial_gradients():
+    """Of AdamP and of torch's AdamW, which has nothing to decide."""
+    strategy = next(s for s in STRATEGIES if s.name == "tensor and sequence parallel")
+    return [_calls(Pair(strategy, partial(cls, lr=1e-3))) for cls in (AdamP, torch.optim.AdamW)]
+
+
+def test_gradients_that_dtensor_left_in_parts_are_summed_once(pool):
+    ours, torchs = pool.run(count_calls_with_partial_gradients)[0]
+    # Weight and bias of the norm, 9 floats each; AdamW has DTensor sum each of them three times.
+    sums = [call for call in ours if call[0] == "all_reduce"]
+    assert sums == [("all_reduce", 9 * FLOAT)] * 2
+    assert len(torchs) > len(sums)
+    assert sorted(set(ours) - set(sums)) == [
+        ("allreduce", 2 * PER_WEIGHT),
+        ("allreduce", 9 * PER_ROW),
+    ]
 
 
 def count_placed(placements, size, dtype):
