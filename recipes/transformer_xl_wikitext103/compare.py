@@ -30,7 +30,8 @@ def find_runs(root: Path) -> Runs:
             runs.setdefault((model, optimizer), {})[seed] = results.parent
     if not runs:
         sys.exit(f"{root} holds no finished run; run `make demo-transformer-xl` first.")
-    return runs
+    order = [(model, optimizer) for model in MODELS for optimizer in OPTIMIZERS]
+    return {key: runs[key] for key in order if key in runs}
 
 
 def results(run: Path) -> dict[str, float]:
@@ -92,7 +93,7 @@ def perplexities(runs: Runs, split: str) -> str:
 def details(runs: Runs, logs: dict[Path, list[dict]]) -> str:
     """Return the table of what training did to the linear layers' weights, and how long it took."""
     rows = []
-    for (model, optimizer), seeds in sorted(runs.items(), reverse=True):
+    for (model, optimizer), seeds in runs.items():
         first, last = (
             statistics.fmean(logs[r][i]["weight_norm"] for r in seeds.values()) for i in (0, -1)
         )
@@ -114,15 +115,15 @@ def details(runs: Runs, logs: dict[Path, list[dict]]) -> str:
 def draw(runs: Runs, logs: dict[Path, list[dict]], root: Path) -> Path:
     """Draw loss, weight norm and effective step of the linear layers."""
     files: dict[str, list[Path]] = {}
-    for (model, optimizer), seeds in sorted(runs.items()):
-        label = f"{OPTIMIZERS[optimizer]}, {MODELS[model]}"
+    for (model, optimizer), seeds in runs.items():
+        label = OPTIMIZERS[optimizer] + (" + WN" if model == "weight_norm" else "")
         for run in seeds.values():
             file = run / "linear_layers.jsonl"
             # The last log may be of a learning rate of zero, which would spoil the scale.
             lines = [row for row in logs[run] if row["effective_step"] > 1e-6]
             file.write_text("".join(json.dumps(row) + "\n" for row in lines))
             files.setdefault(label, []).append(file)
-    title = "A small Transformer-XL: its linear layers, in training"
+    title = "The linear layers of a small Transformer-XL (WN: directions of weight normalization)"
     return plot_runs(files, root / "comparison.png", title=title)
 
 
