@@ -2,12 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import Trainer
 
-__all__ = ["CardTrainer", "write_card"]
+__all__ = ["write_card"]
 
 # Metrics that go into the card, and what the Hub calls them.
 REPORTED = {
@@ -44,23 +43,6 @@ Trained on inputs of {samples:,} samples at {rate:,} Hz. The labels: {labels}.
 
 {settings}
 """
-
-
-class CardTrainer(Trainer):
-    """A Trainer whose model card is this recipe's, also when it pushes to the Hub.
-
-    Args:
-        card: what `write_card` needs beside the folder, filled in until the card is written.
-    """
-
-    def __init__(self, *args: Any, card: dict[str, Any], **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.card = card
-
-    def create_model_card(self, *_: Any, **__: Any) -> None:
-        """Write README.md; `push_to_hub` calls this before it uploads."""
-        if self.is_world_process_zero():
-            write_card(Path(self.args.output_dir), self, **self.card)
 
 
 def write_card(

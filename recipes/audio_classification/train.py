@@ -29,7 +29,6 @@ from hf_adamp import ProjectionLog
 from recipes.common.arguments import parse
 
 from .adam_then_sgd import published_schedule
-from .card import CardTrainer
 from .clips import Collator, EqualChunks, RandomCrops, average_chunks
 from .configuration_harmonic_cnn import HarmonicCnnConfig
 from .decoding import decode_all
@@ -37,6 +36,7 @@ from .feature_extraction_harmonic_cnn import HarmonicCnnFeatureExtractor
 from .modeling_harmonic_cnn import HarmonicCnnForAudioClassification
 from .sources import SOURCES, load
 from .tasks import TASKS, Task, first_logits
+from .trainer import AudioTrainer
 
 HARMONIC_CNN = "harmonic_cnn"
 
@@ -135,7 +135,7 @@ def build_trainer(
     data: DataArguments,
     args: TrainingArguments,
     model_args: ModelArguments,
-) -> CardTrainer:
+) -> AudioTrainer:
     """Put model, clips and metric together."""
     task = TASKS[data.task]
     length, chunks = data.input_length or task.input_length, data.chunks or task.chunks
@@ -145,7 +145,7 @@ def build_trainer(
 
     # Waveforms are no argument of any model: the collator turns them into its inputs.
     args.remove_unused_columns = False
-    trainer = CardTrainer(
+    trainer = AudioTrainer(
         model,
         args,
         data_collator=Collator(extractor),
@@ -169,7 +169,7 @@ def build_trainer(
 
 
 def evaluate_splits(
-    trainer: CardTrainer, clips: DatasetDict, data: DataArguments, names: list[str]
+    trainer: AudioTrainer, clips: DatasetDict, data: DataArguments, names: list[str]
 ) -> None:
     """Score validation and test, and keep the test's probabilities for the pictures."""
     task = TASKS[data.task]
