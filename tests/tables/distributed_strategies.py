@@ -1,0 +1,149 @@
+"""Train a small network in every way of spreading it, beside one process, with each optimizer.
+
+Prints the table of docs/distributed.md: how far weights are from the single process's after six
+steps, and what the processes say to each other in a step. Takes about a minute on two cores.
+"""
+
+import argparse
+import importlib
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+
+import torch
+from torch.distributed.fsdp import FullyShardedDataParallel
+
+from tests.optim.distributed.counting import CountedCollectives
+from tests.optim.distributed.processes import Pool
+from tests.optim.distributed.sharded import whole
+from tests.optim.distributed.strategies import STRATEGIES, Pair, Strategy
+from tests.pages import DOCS, Section
+
+SECTION = Section(DOCS / "distributed.md", "strategies")
+STEPS = 6
+OPTIONS = {"lr": 3e-3, "weight_decay": 0.1}
+# Round-off stays below; a projection that is missing or another one is far above.
+LIMIT = 1e-5
+CONTENDERS = {
+    "hf_adamp": "hf-adamp",
+    "adamp": "adamp",
+    "pytorch_optimizer": "pytorch_optimizer",
+}
+
+
+def _fsdp1(model, use_orig_params):
+    return FullyShardedDataParallel(
+        model, use_orig_params=use_orig_params, device_id=torch.device("cpu")
+    )
+
+
+FLAT = [
+    Strategy(f"FSDP1, use_orig_params={flag}", (2,), partial(_fsdp1, use_orig_params=flag))
+    for flag in (True, False)
+]
+ROWS = [*STRATEGIES, *FLAT]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one optimizer under one strategy, or the error that ended it."""
+
+    deviation: float = 0.0
+    collectives: int = 0
+    bytes: int = 0
+    error: str = ""
+
+    @property
+    def verdict(self) -> str:
+        if self.error:
+            return self.error
+        return "right" if self.deviation < LIMIT else "**wrong**"
+
+
+def _weights(model):
+    if isinstance(model, FullyShardedDataParallel):
+        with FullyShardedDataParallel.summon_full_params(model):
+            return [param.detach().clone() for param in model.parameters()]
+    return [whole(param).detach() for param in model.parameters()]
+
+
+def train(row: int, package: str) -> Outcome:
+    """Run in every process; weights that are flat are compared as one vector."""
+    cls = importlib.import_module(package).AdamP
+    pair = Pair(ROWS[row], lambda params: cls(params, **OPTIONS))
+    for step in range(STEPS):
+        pair.backward(step)
+        pair.single_optimizer.step()
+        with CountedCollectives() as counted:
+            pair.optimizer.step()
+    actual, expected = (
+        torch.cat([weight.flatten() for weight in _weights(model)])
+        for model in (pair.spread, pair.single)
+    )
+    deviation = (actual[: len(expected)] - expected).abs().max().item()
+    return Outcome(deviation, len(counted.calls), counted.total_bytes)
+
+
+def outcome(pool: Pool, row: int, package: str) -> Outcome:
+    """The worst process's, or the first line of the error that ended one."""
+    try:
+        return max(pool.run(train, row, package), key=lambda each: each.deviation)
+    except AssertionError as error:
+        last = [line for line in str(error).splitlines() if ": " in line and line[0] != " "]
+        if package == "hf_adamp" and "set delta=0" in str(error):
+            return Outcome(error="refused, says why")
+        return Outcome(error=f"crash ({last[0].partition(':')[0].rpartition('.')[2]})")
+
+
+def rows():
+    """One line of the table after the other."""
+    for index, strategy in enumerate(ROWS):
+        size = strategy.sizes[0]
+        pool = Pool(size)
+        try:
+            ours, *others = (outcome(pool, index, package) for package in CONTENDERS)
+        finally:
+            pool.close()
+        cells = [strategy.name, str(size), ours.verdict]
+        if ours.error:
+            cells += ["–", "–", "–"]
+        else:
+            cells += [f"{ours.deviation:.0e}", str(ours.collectives), str(ours.bytes)]
+        cells += [_other(each) for each in others]
+        yield f"| {' | '.join(cells)} |"
+
+
+def _other(each: Outcome) -> str:
+    if each.error:
+        return each.error
+    said = f", {each.collectives} collectives" if each.collectives else ""
+    return f"{each.verdict} ({each.deviation:.0e}{said})"
+
+
+def table() -> str:
+    """Return the table in Markdown."""
+    names = [f"{name} {version(distribution)}" for name, distribution in CONTENDERS.items()]
+    head = [
+        *("Strategy", "processes", names[0], "max. deviation", "collectives a step"),
+        *("bytes a step", *names[1:]),
+    ]
+    lines = [f"| {' | '.join(head)} |", "| --- | ---: | --- | ---: | ---: | ---: | --- | --- |"]
+    made = (
+        f"AdamP, {STEPS} steps, float32, gloo, torch {torch.__version__}; made by "
+        "`python -m tests.tables.distributed_strategies --write`."
+    )
+    return "\n".join([*lines, *rows(), "", made])
+
+
+def main() -> None:
+    """Print the table or write it into the page."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--write", action="store_true", help="write it into docs/")
+    if parser.parse_args().write:
+        SECTION.write(table())
+    else:
+        print(table())
+
+
+if __name__ == "__main__":
+    main()
