@@ -47,6 +47,9 @@ def flattened_message(name: str) -> str:
 
 _TOTALS = len(Statistic) + 1
 
+# As many sets of weights as step.py keeps sections of.
+_KEPT = 64
+
 
 def is_sharded(tensor: Tensor) -> TypeGuard[Any]:
     """Whether this is a DTensor."""
@@ -116,6 +119,8 @@ class Reducer:
     row_counts: dict[_Peers, int] = field(default_factory=dict)
     weight_counts: dict[_Peers, int] = field(default_factory=dict)
     dtype: torch.dtype = torch.float32
+    # Made once for each set of weights that have a gradient.
+    _found: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, params: Iterable[Tensor]) -> Reducer | None:
@@ -162,15 +167,10 @@ class Reducer:
             sections: placements of the weights and the (5, R) statistics of their rows.
         """
         for peers, count in self.row_counts.items():
-            pieces = []
-            for placements, stats in sections:
-                begin = 0
-                for placement in placements:
-                    rows = slice(begin, begin + placement.extent.rows)
-                    begin = rows.stop
-                    if peers in placement.row_slots:
-                        pieces.append((placement.row_slots[peers], stats[:, rows]))
-            self._all_reduce(peers, len(Statistic), count, pieces)
+            parts = [
+                (stats, self._find(found, peers, stats, rows=True)) for found, stats in sections
+            ]
+            self._all_reduce(peers, len(Statistic), count, parts)
 
     def add_weights(self, sections: Sequence[tuple[list[Placement], Tensor]]) -> None:
         """Make the totals of weights whose rows are spread whole, in place.
@@ -179,25 +179,49 @@ class Reducer:
             sections: placements of the weights and their (6, W) totals.
         """
         for peers, count in self.weight_counts.items():
-            pieces = [
-                (placement.weight_slots[peers], totals[:, weight : weight + 1])
-                for placements, totals in sections
-                for weight, placement in enumerate(placements)
-                if peers in placement.weight_slots
-            ]
-            self._all_reduce(peers, _TOTALS, count, pieces)
+            parts = [(sums, self._find(found, peers, sums, rows=False)) for found, sums in sections]
+            self._all_reduce(peers, _TOTALS, count, parts)
+
+    def _find(
+        self, placements: list[Placement], peers: _Peers, like: Tensor, *, rows: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Which columns of a section these processes add up, and their places in the sum."""
+        key = (peers, rows, like.device, *map(id, placements))
+        if key in self._found:
+            return self._found[key]
+        here: list[int] = []
+        there: list[int] = []
+        begin = 0
+        for placement in placements:
+            slots = placement.row_slots if rows else placement.weight_slots
+            width = placement.extent.rows if rows else 1
+            if peers in slots:
+                here += range(begin, begin + width)
+                there += range(slots[peers], slots[peers] + width)
+            begin += width
+        if len(self._found) >= _KEPT:
+            self._found.clear()
+        indices = (
+            torch.tensor(here, dtype=torch.int64, device=like.device),
+            torch.tensor(there, dtype=torch.int64, device=peers.device_type),
+        )
+        return self._found.setdefault(key, indices)
 
     def _all_reduce(
-        self, peers: _Peers, height: int, width: int, pieces: list[tuple[int, Tensor]]
+        self,
+        peers: _Peers,
+        height: int,
+        width: int,
+        parts: list[tuple[Tensor, tuple[Tensor, Tensor]]],
     ) -> None:
         # Where a process has nothing for a weight its zeros change no sum. With CPU offload the
         # weights' device is not the one that the processes talk on.
         buffer = torch.zeros(height, width, dtype=self.dtype, device=peers.device_type)
-        for slot, piece in pieces:
-            buffer[:, slot : slot + piece.shape[1]] = piece
+        for sums, (here, there) in parts:
+            buffer.index_copy_(1, there, sums.index_select(1, here).to(buffer))
         distributed.all_reduce(buffer, group=peers.group)
-        for slot, piece in pieces:
-            piece.copy_(buffer[:, slot : slot + piece.shape[1]])
+        for sums, (here, there) in parts:
+            sums.index_copy_(1, here, buffer.index_select(1, there).to(sums))
 
 
 def local_part(tensor: Any, like: Tensor) -> Any:
