@@ -17,7 +17,7 @@ CASES = [
 EVERY_FAMILY = pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
 
 
-def steps_as_function(family, kwargs, kind, shape=(3, 4)):
+def steps_as_function(family, kwargs, kind, shape=(2, 3)):
     """Two steps as a function of weight, gradient and moments."""
     draw = generator(0)
     weight = torch.randn(shape, dtype=torch.float64, generator=draw)

@@ -60,6 +60,26 @@ def test_pure_half_precision_stays_finite_for_200_steps_of_tiny_gradients(
         assert all(optimizer.state[weight][key].isfinite().all() for key in family.moments), name
 
 
+@pytest.mark.parametrize("kind", ["channel", "layer", "radial"])
+@IN_HALF_PRECISION
+def test_half_precision_weights_are_rounded_to_the_nearest(family, path, dtype, kind):
+    """Truncated weights would pass the tolerance of a unit in the last place, and drift."""
+    draw = torch.Generator().manual_seed(0)
+    weights = [torch.randn(shape, generator=draw).to(dtype) for shape in ((50, 60), (3000,))]
+    params = [nn.Parameter(weight.to(path.device, copy=True)) for weight in weights]
+    optimizer = build(family, params, path, weight_decay=0.1)
+    reference = family.reference(weights, **{**family.base, "weight_decay": 0.1})
+    for step in (1, 2):
+        reference.weights = [param.detach().cpu().double() for param in params]
+        grads = make_grads(params, kind, step)
+        reference.step(grads)
+        run_steps(optimizer, [grads])
+        for ours, exact in zip(params, reference.weights, strict=True):
+            nearest = exact.to(dtype)
+            # All but those that float32's round-off takes over the middle between two numbers.
+            assert (ours.detach().cpu() == nearest).double().mean() > 0.99
+
+
 @pytest.mark.parametrize(("lr", "weight_decay"), [(1e-3, 1e-2), (0.5, 0.7)])
 @IN_HALF_PRECISION
 def test_decay_in_half_precision_rounds_as_float32_does(family, path, dtype, lr, weight_decay):
