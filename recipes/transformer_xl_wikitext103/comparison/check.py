@@ -69,11 +69,11 @@ def _new_name(name: str, parts: list[str]) -> str | None:
 
 
 def read_case(path: Path) -> tuple[dict, dict[str, Tensor]]:
-    """Return a case's metadata, with the settings as a dictionary, and its tensors."""
+    """Return a case's settings and number of segments, and its tensors."""
     with safe_open(path, "pt") as file:
-        metadata = file.metadata()
+        metadata = json.loads(file.metadata()["case"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    return {**metadata, "config": json.loads(metadata["config"])}, tensors
+    return metadata, tensors
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -94,7 +94,7 @@ def deviations(path: Path) -> dict[str, float]:
         largest[quantity] = max(largest.get(quantity, 0.0), difference)
 
     mems = None
-    for index in range(int(metadata["segments"])):
+    for index in range(metadata["segments"]):
         theirs = _part(tensors, f"segment_{index}.")
         input_ids = theirs["input_ids"]
         output = model(input_ids, mems)
