@@ -4,13 +4,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from sklearn.metrics import confusion_matrix, precision_recall_curve, roc_curve
 
-from .modeling_harmonic_cnn import HarmonicCnnForAudioClassification, HarmonicFilters
+from .modeling_harmonic_cnn import HarmonicCnnForAudioClassification
 
 __all__ = ["plot_confusions", "plot_curves", "plot_filters"]
 
@@ -39,7 +38,7 @@ def _tidy(axis: Axes) -> None:
 
 
 def plot_filters(runs: Mapping[str, Sequence[Path]], output: Path) -> Path:
-    """Draw one learnt filter bank, and the bandwidths before and after training.
+    """Draw one learnt filter bank, and Q before and after training.
 
     Args:
         runs: a label, and the folders of its models; the first of all is drawn whole.
@@ -50,7 +49,7 @@ def plot_filters(runs: Mapping[str, Sequence[Path]], output: Path) -> Path:
         for label, folders in runs.items()
     }
     shown = next(iter(models.values()))[0]
-    figure, (bank, widths) = _canvas(2, 6.2, 4.0)
+    figure, (bank, learnt) = _canvas(2, 5.6, 4.0)
     response = shown.filters.filter_bank().detach().amax(0).numpy()
     top = shown.config.sample_rate / 2000
     picture = bank.imshow(
@@ -60,28 +59,18 @@ def plot_filters(runs: Mapping[str, Sequence[Path]], output: Path) -> Path:
     bank.set(xlabel="frequency (kHz)", ylabel="band (from C1, two a semitone)")
     bank.set_title(f"Learnt filter bank, {next(iter(models))}", fontsize=11)
 
-    centres = shown.filters.centres().detach().flatten().sort().values
-    untrained = HarmonicFilters(shown.config)
-    untrained.reset_parameters()
-    widths.plot(centres, _bandwidths(untrained, centres), "k:", label="before training")
-    for number, (label, seeds) in enumerate(models.items()):
-        lines = torch.stack([_bandwidths(model.filters, centres) for model in seeds])
-        q = np.mean([model.filters.q.item() for model in seeds])
-        colour, style = COLOURS[number % len(COLOURS)], LINES[number % len(LINES)]
-        widths.plot(centres, lines.mean(0), style, color=colour, label=f"{label}: Q = {q:.3f}")
-        widths.fill_between(
-            centres, lines.amin(0), lines.amax(0), color=colour, alpha=0.18, linewidth=0
-        )
-    widths.set(xlabel="centre frequency (Hz)", ylabel="bandwidth (Hz)", xscale="log")
-    widths.set_title("Bandwidth of the filters", fontsize=11)
-    widths.legend(frameon=False, fontsize=8)
-    _tidy(widths)
+    for number, seeds in enumerate(models.values()):
+        found = [model.filters.q.item() for model in seeds]
+        colour = COLOURS[number % len(COLOURS)]
+        learnt.plot([number] * len(found), found, "o", color=colour, alpha=0.7)
+        learnt.plot([number - 0.2, number + 0.2], [np.mean(found)] * 2, color=colour)
+    learnt.axhline(shown.config.bw_q, color="black", linestyle=":", label="before training")
+    learnt.set_xticks(range(len(models)), models)
+    learnt.set(xlim=(-0.6, len(models) - 0.4), ylabel="Q; bandwidths are divided by it")
+    learnt.set_title("Learnt Q of every seed, and their mean", fontsize=11)
+    learnt.legend(frameon=False)
+    _tidy(learnt)
     return _save(figure, output)
-
-
-def _bandwidths(filters: HarmonicFilters, centres: torch.Tensor) -> torch.Tensor:
-    config = filters.config
-    return (config.bw_alpha * centres + config.bw_beta) / filters.q.item()
 
 
 def plot_confusions(runs: Mapping[str, Sequence[Predictions]], output: Path) -> Path:
