@@ -38,7 +38,8 @@ class ProjectedOptimizer(Optimizer):
     Attributes:
         record_steps: whether a step leaves its record in `last_step`. Costs one more statistic a
             row, no host sync.
-        last_step: the records of the latest step, one for each device, precision and backend.
+        last_step: the records of the latest step, one for each device, precision and backend; on
+            a CPU without the native kernel one for each chunk of weights.
     """
 
     # The moments' names in the state and, for each, those that other optimizers give it.

@@ -50,7 +50,7 @@ class Part:
 class _Known:
     """How a bucket of plain, contiguous weights was sorted, and by what it is recognised.
 
-    Holds the bucket itself, so that no other tensor can have taken over an identity.
+    Holds weights and state, so that no other tensor can have taken over an identity.
     """
 
     bucket: Bucket
@@ -84,7 +84,8 @@ class Sorter:
         if traits is not None:
             # A number is compared faster than a shape for each of thousands of weights.
             parts = [replace(part, key=next(_fresh)) for part in parts]
-            self._known[index] = _Known(bucket, traits, parts)
+            # Not the gradients, whose memory zero_grad is to give back.
+            self._known[index] = _Known(replace(bucket, grads=[]), traits, parts)
         return parts
 
 

@@ -1,6 +1,8 @@
 """Kernels that work on raw memory: what they must refuse, and what torch sees to by itself."""
 
 import contextlib
+import gc
+import weakref
 
 import pytest
 import torch
@@ -124,17 +126,34 @@ def test_step_is_seen_by_autograd(family, path):
         loss.backward()
 
 
+@pytest.mark.parametrize("lazy_step", [1, 2])
 @pytest.mark.parametrize(("family", "path"), families_and_paths(lambda f, p: not p.dense_only))
-def test_lazily_negated_gradients_are_read_negated(family, path):
+def test_lazily_negated_gradients_are_read_negated(family, path, lazy_step):
+    """Also where the step before has shown plain ones."""
     results = []
-    for lazy in (True, False):
+    for lazy in (lazy_step, None):
         weight = make_weights(names=["linear"], device=path.device)["linear"]
-        grad = make_grad(weight, "channel", generator(1))
-        weight.grad = torch._neg_view(-grad) if lazy else grad
         optimizer = build(family, [weight], path, **KWARGS[family.name])
-        optimizer.step()
+        for step in (1, 2):
+            grad = make_grad(make_weights()["linear"], "channel", generator(step))
+            grad = grad.to(path.device)
+            weight.grad = torch._neg_view(-grad) if step == lazy else grad
+            optimizer.step()
         results.append(snapshot(optimizer))
     assert_same(family, *results, names=["linear"])
+
+
+@pytest.mark.parametrize(("family", "path"), families_and_paths())
+def test_gradients_are_let_go_after_a_step(family, path):
+    """What is remembered from step to step must not keep a model's size of memory."""
+    weights = make_weights(device=path.device)
+    optimizer = build(family, weights, path, **KWARGS[family.name])
+    for step in range(1, 4):
+        run_steps(optimizer, [make_grads(weights.values(), "mix", step)])
+        grads = [weakref.ref(weight.grad) for weight in weights.values()]
+        optimizer.zero_grad(set_to_none=True)
+        gc.collect()
+        assert not any(grad() is not None for grad in grads), f"step {step}"
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-2, 1e-4, 1e-6, 1e-9])
