@@ -1,7 +1,9 @@
 """Flat shards are refused with a message that says what to do, and taken where delta is 0.
 
 FSDP1 is the real one. DeepSpeed's optimizers are stood in for by what they do to the optimizer
-that they wrap: flat weights in place of the ones it was made with. About 10 s.
+that they wrap: flat weights in place of the ones it was made with.
+
+10 s of processor time on the machine they were written on.
 """
 
 import sys

@@ -1,7 +1,8 @@
 """Processes that differ in what they have still take the same steps, and none waits in vain.
 
-A collective that some process does not reach fails after a minute, and the test with it. About
-15 s.
+A collective that some process does not reach fails after a minute, and the test with it.
+
+15 s of processor time on the machine they were written on.
 """
 
 from functools import partial
