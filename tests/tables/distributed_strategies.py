@@ -1,7 +1,8 @@
 """Train a small network in every way of spreading it, beside one process, with each optimizer.
 
 Prints the table of docs/distributed.md: how far weights are from the single process's after six
-steps, and what the processes say to each other in a step. Takes about a minute on two cores.
+steps, and what the processes say to each other in a step. Takes one to two minutes on two cores;
+`make bench` installs the other packages into .venv/bench, to be put on PYTHONPATH.
 """
 
 import argparse
@@ -9,6 +10,7 @@ import importlib
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
+from importlib.util import find_spec
 
 import torch
 from torch.distributed.fsdp import FullyShardedDataParallel
@@ -85,7 +87,9 @@ def train(row: int, package: str) -> Outcome:
 
 
 def outcome(pool: Pool, row: int, package: str) -> Outcome:
-    """The worst process's, or the first line of the error that ended one."""
+    """The worst process's, or the error that ended one."""
+    if find_spec(package) is None:
+        return Outcome(error="not installed")
     try:
         return max(pool.run(train, row, package), key=lambda each: each.deviation)
     except AssertionError as error:
@@ -122,7 +126,10 @@ def _other(each: Outcome) -> str:
 
 def table() -> str:
     """Return the table in Markdown."""
-    names = [f"{name} {version(distribution)}" for name, distribution in CONTENDERS.items()]
+    names = [
+        f"{name} {version(distribution)}" if find_spec(name) else name
+        for name, distribution in CONTENDERS.items()
+    ]
     head = [
         *("Strategy", "processes", names[0], "max. deviation", "collectives a step"),
         *("bytes a step", *names[1:]),
