@@ -3,6 +3,7 @@
 It knows nothing of hf_adamp: the tests run it through each way in and read the JSON it prints.
 """
 
+import gc
 import json
 import os
 import sys
@@ -17,7 +18,7 @@ from transformers import (
 )
 
 
-def main():
+def train():
     (args,) = HfArgumentParser((TrainingArguments,)).parse_args_into_dataclasses()
     torch.manual_seed(0)
     config = ResNetConfig(embedding_size=4, hidden_sizes=[4], depths=[1], layer_type="basic")
@@ -37,8 +38,16 @@ def main():
             "steps": trainer.state.global_step,
         }
         print("REPORT " + json.dumps(report))
+
+
+def main():
+    train()
     if torch.distributed.is_initialized():
-        # Left to the interpreter's exit, gloo's threads may be ended while they still run.
+        # In this order: DDP's reducer must not be the last to hold the process group, whose
+        # threads it would wait for without letting go of the interpreter's lock; and left to the
+        # interpreter's exit, they may be ended while they run.
+        gc.collect()
+        torch.distributed.barrier()
         torch.distributed.destroy_process_group()
 
 
