@@ -104,7 +104,7 @@ def write(folder: Path, cases: dict[str, dict], lengths: tuple) -> None:
     for name, settings in cases.items():
         case = {"config": settings, "segments": len(lengths), "written_by": versions}
         path = folder / f"{name}.safetensors"
-        # One entry: several would be written in a random order, and the file would differ each time.
+        # One entry: several would be written in a random order, and each file would differ.
         save_file(run(settings, lengths), path, metadata={"case": json.dumps(case)})
         print(f"{path}: {path.stat().st_size:,} bytes, {versions}")
 
