@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import ResNetConfig, ResNetForImageClassification, TrainingArguments
+from transformers import TrainingArguments
 
 import hf_adamp
 
@@ -88,15 +88,9 @@ def make_args(tmp_path):
 def resnet():
     """Two residual blocks: convolutions, BatchNorm and a linear head."""
     torch.manual_seed(0)
+    from tests.integration.models import tiny_resnet
+
     return tiny_resnet()
-
-
-def tiny_resnet():
-    return ResNetForImageClassification(
-        ResNetConfig(
-            embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", num_labels=3
-        )
-    )
 
 
 @pytest.fixture(scope="session")

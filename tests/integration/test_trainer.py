@@ -202,7 +202,7 @@ def losses(trainer):
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_resumed_run_equals_an_uninterrupted_one(name, make_args, images):
-    from conftest import tiny_resnet
+    from tests.integration.models import tiny_resnet
 
     args = make_args(
         optim=name,
@@ -248,7 +248,7 @@ def test_model_card_names_the_optimizer(cls, make_args, resnet, images):
 
 def test_hyperparameter_search_varies_delta_and_wd_ratio(make_args, images):
     pytest.importorskip("optuna", reason="needs optuna")
-    from conftest import tiny_resnet
+    from tests.integration.models import tiny_resnet
 
     seen = []
 
