@@ -23,7 +23,7 @@ SECTION = Section(DOCS / "performance.md", "scaling")
 PLOT = DOCS / "step-scaling.png"
 
 # Squares of a million elements; then ten million elements in more and more weights.
-SIZES = [[(1024, 1024)] * millions for millions in (1, 4, 16, 64, 256)]
+SIZES = [[(1024, 1024)] * millions for millions in (1, 4, 16, 64, 128)]
 COUNTS = [[(side, side)] * (10_000_000 // side**2) for side in (1024, 256, 64, 32)]
 
 
