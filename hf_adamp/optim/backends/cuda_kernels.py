@@ -152,7 +152,12 @@ def _advance(
     v = g
     if KIND != _PLAIN:
         moment = _pointer(addresses, weight, 2, offset, tl.float32, ALIGNED) + places
-        m = keep1 * tl.load(moment, exists, other=0.0) + add1 * g
+        m = tl.load(moment, exists, other=0.0)
+        if KIND == _ADAM:
+            # As torch interpolates, so that infinities turn into the same.
+            m = tl.where(add1 < 0.5, m + add1 * (g - m), g - keep1 * (g - m))
+        else:
+            m = keep1 * m + add1 * g
         tl.store(moment, m, exists)
     if KIND == _ADAM:
         moment = _pointer(addresses, weight, 3, offset, tl.float32, ALIGNED) + places
