@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from transformers import (
     ASTForAudioClassification,
     HubertConfig,
     HubertForSequenceClassification,
+    TrainingArguments,
     Wav2Vec2Config,
     Wav2Vec2FeatureExtractor,
     Wav2Vec2ForSequenceClassification,
@@ -23,7 +25,9 @@ from transformers import (
 
 import hf_adamp
 from recipes.audio_classification import compare
-from recipes.audio_classification.train import main
+from recipes.audio_classification.tasks import TASKS
+from recipes.audio_classification.train import DataArguments, ModelArguments, build_model, main
+from recipes.common.arguments import parse
 from tests.recipes.audio_classification.audio_files import WORDS, read_clip, write_clip, write_rows
 
 TINY = {"conv_channels": 4, "max_steps": 2, "logging_steps": 1, "learning_rate": 1e-3}
@@ -221,6 +225,23 @@ def test_compare_without_a_run_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["compare", str(tmp_path)])
     with pytest.raises(SystemExit, match="holds no finished run; run recipes/audio_classification"):
         compare.main()
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("size", ["full", "demo"])
+def test_configurations_are_complete(tmp_path, task, size):
+    configs = Path(compare.__file__).parent / "configs"
+    own = configs / (f"demo_{task}.yaml" if size == "demo" else f"{task}.yaml")
+    model, data, args = parse(
+        (ModelArguments, DataArguments, TrainingArguments),
+        [f"{configs}/{size}.yaml", str(own), *QUIET[:2], "--output_dir", str(tmp_path)]
+        + ([] if size == "demo" else ["--data_dir", "somewhere"]),
+    )
+    length = data.input_length or TASKS[data.task].input_length
+    built, extractor = build_model(model, TASKS[data.task], ["a", "b"], length)
+    assert built.config.min_samples <= length == extractor.min_length
+    assert (data.task, built.config.conv_channels) == (task, 128 if size == "full" else 16)
+    assert args.load_best_model_at_end == (size == "full")
 
 
 @pytest.mark.parametrize(
