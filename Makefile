@@ -50,7 +50,7 @@ compare-transformer-xl: $(VENV)/.recipes $(VENV)/transfo_xl/.done ## our Transfo
 	$(BIN)/python -m recipes.transformer_xl_wikitext103.comparison.check tests/$(TXL)/fixtures runs/transfo_xl
 	$(BIN)/python -m recipes.transformer_xl_wikitext103.comparison.speed $(VENV)/transfo_xl/bin/python
 
-demo-audio: $(VENV)/.recipes ## AdamP and AdamW on three audio tasks with real sounds (9 min on 2 cores)
+demo-audio: $(VENV)/.recipes ## AdamP and AdamW on three audio tasks with real sounds (7 min on 2 cores)
 	PATH="$(abspath $(BIN)):$$PATH" bash recipes/audio_classification/launch/demo.sh
 
 clean: ## remove the virtual environment, runs and caches
