@@ -15,7 +15,7 @@ SYNTHESIZER := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 PYTEST  := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench clean demo-audio demo-transformer-xl compare-transformer-xl
+.PHONY: help demo test lint format bench clean demo-audio demo-transformer-xl paper compare-transformer-xl
 
 help: ## list the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-22s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ format: $(VENV)/.dev ## let ruff format and repair what it can
 bench: $(VENV)/.bench ## time a step beside torch's and other packages'; writes docs/performance.md
 	PYTHONPATH=$(VENV)/bench $(BIN)/python -m tests.benchmarks --family adamp sgdp --memory 18 \
 	    --output --plot docs/step-time.png
+
+paper: $(VENV)/.dev ## the paper's toy problem, norm growth and lemmas, rerun; writes docs/paper.md (1 min)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.paper --write
 
 TXL := recipes/transformer_xl_wikitext103
 

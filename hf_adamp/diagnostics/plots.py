@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["plot_runs", "read_run"]
+__all__ = ["COLOURS", "plot_runs", "read_run"]
 
 
 class _Panel(NamedTuple):
@@ -29,7 +29,7 @@ _PANELS = (
     _Panel("effective_step", "Effective step", "‖Δw‖ / ‖w‖ per optimizer step", "log"),
 )
 # Okabe and Ito's palette, which colour-blind readers can tell apart: https://jfly.uni-koeln.de/color/
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _LINES = ("-", "--", "-.", ":")
 
 
@@ -114,7 +114,7 @@ def _draw(axis: Axes, key: str, label: str, seeds: list[list[dict[str, Any]]], i
         value = row.get(key)
         by_step.setdefault(row["step"], []).append(math.nan if value is None else value)
     steps = sorted(by_step)
-    colour = _COLOURS[index % len(_COLOURS)]
+    colour = COLOURS[index % len(COLOURS)]
     middle = [statistics.median(by_step[step]) for step in steps]
     name = label if len(seeds) == 1 else f"{label} ({len(seeds)} seeds)"
     style = _LINES[index % len(_LINES)]
