@@ -33,7 +33,8 @@
 #define SEGMENT 32768
 /* What is measured and, where that is possible at once, written while it is in the first cache. */
 #define TILE 1024
-#define STATISTICS 5
+/* Elements that are worked on side by side, whatever the width of the processor's registers. */
+#define LANES 16
 #define MAXIMUM(a, b) ((a) > (b) ? (a) : (b))
 #define MINIMUM(a, b) ((a) < (b) ? (a) : (b))
 /* A shift beyond this takes too much of a weight to recover it from what is left. */
@@ -42,6 +43,7 @@
 enum kind { ADAM, MOMENTUM, PLAIN };
 enum view { NONE, CHANNEL, LAYER, UNTOUCHED };
 enum dtype { FLOAT32, BFLOAT16, FLOAT16 };
+enum statistic { DOT, GRAD_SQ, WEIGHT_SQ, STEP_DOT, STEP_SQ, STATISTICS };
 
 /* One for a bucket; the numbers are those of bucket.AdamRule and bucket.SGDRule. */
 struct rule {
@@ -96,17 +98,51 @@ INLINE bfloat16 store_bfloat16(float x)
 }
 
 /* The step of an element from its moments, which have been advanced. */
-INLINE float step_of(int kind, float g, float m, float v, const struct rule *rule,
+INLINE float step_of(int kind, float g, float m, float v, struct rule rule,
                      struct scalars scalars)
 {
     if (kind == PLAIN)
-        return scalars.step_size * rule->of_grad * g;
+        return scalars.step_size * rule.of_grad * g;
     /* Not a product with 0, which an infinite gradient would turn into NaN. */
-    const float ahead = rule->of_grad != 0 ? rule->of_grad * g : 0;
-    const float numerator = rule->of_moment * m + ahead;
+    const float ahead = rule.of_grad != 0 ? rule.of_grad * g : 0;
+    const float numerator = rule.of_moment * m + ahead;
     if (kind == MOMENTUM)
         return scalars.step_size * numerator;
-    return scalars.step_size * (numerator / (sqrtf(v) * scalars.inverse_root + rule->eps));
+    return scalars.step_size * (numerator / (sqrtf(v) * scalars.inverse_root + rule.eps));
+}
+
+/* The sum of each statistic's lanes. Written out, since a loop over the halves stays a loop. */
+INLINE void add_lanes(float lanes[STATISTICS][LANES], float *sums)
+{
+#pragma GCC unroll 5
+    for (int k = 0; k < STATISTICS; k++) {
+        float eight[LANES / 2], four[LANES / 4];
+        for (int l = 0; l < LANES / 2; l++)
+            eight[l] = lanes[k][l] + lanes[k][l + LANES / 2];
+        for (int l = 0; l < LANES / 4; l++)
+            four[l] = eight[l] + eight[l + LANES / 4];
+        sums[k] = (four[0] + four[2]) + (four[1] + four[3]);
+    }
+}
+
+/* A weight may be written before the decision where the old one can be recovered to its last bits:
+ * w_new + step is as precise as the larger of the two, so the step must be the smaller. Sums that
+ * are not numbers fail as well. */
+INLINE int recoverable(const float *sums)
+{
+    return sums[STEP_SQ] <= sums[WEIGHT_SQ];
+}
+
+/* The shift of a row in the channel view; false where the row fails the view's test, which settles
+ * its whole weight. */
+INLINE int channel_shift(const float *sums, float limit, struct rule rule, float *shift)
+{
+    const float grad_norm = sqrtf(sums[GRAD_SQ]), weight_norm = sqrtf(sums[WEIGHT_SQ]);
+    const float norms = MAXIMUM(grad_norm, rule.eps) * MAXIMUM(weight_norm, rule.eps);
+    const float part =
+        sums[STEP_DOT] / ((weight_norm + rule.eps) * (weight_norm + rule.eps));
+    *shift = part - rule.projected_decay;
+    return fabsf(sums[DOT]) / norms < limit && fabsf(part) < RECOVERABLE;
 }
 
 #define WEIGHT float
@@ -153,100 +189,6 @@ INLINE float step_of(int kind, float g, float m, float v, const struct rule *rul
     } while (0)
 #endif
 
-/* A weight may be written before the decision where the old one can be recovered to its last bits:
- * w_new + step is as precise as the larger of the two, so the step must be the smaller. Sums that
- * are not numbers fail as well. */
-INLINE int recoverable(const float *sums)
-{
-    return sums[4] <= sums[2];
-}
-
-/* The shift of a row in the channel view, or 0 where the row fails the view's test, which settles
- * its whole weight. */
-static int channel_shift(const float *sums, int64_t columns, const struct rule *rule, float *shift)
-{
-    const float grad_norm = sqrtf(sums[1]), weight_norm = sqrtf(sums[2]), eps = rule->eps;
-    const float cosine = fabsf(sums[0]) / (MAXIMUM(grad_norm, eps) * MAXIMUM(weight_norm, eps));
-    const float part = sums[3] / ((weight_norm + eps) * (weight_norm + eps));
-    *shift = part - rule->projected_decay;
-    return cosine < rule->delta / sqrtf((float)columns) && fabsf(part) < RECOVERABLE;
-}
-
-/* A stretch of a row, tile by tile. With `at_once` tiles are written without projection, in the
- * loop that measures them; without, their steps are left in `step`. */
-static void accumulate_stretch(const struct weight *w, int64_t at, int64_t n,
-                               struct scalars scalars, const struct rule *rule, int at_once,
-                               float *step, int8_t *written_as, float *sums)
-{
-    for (int k = 0; k < STATISTICS; k++)
-        sums[k] = 0;
-    for (int64_t begin = 0, tile = 0; begin < n; begin += TILE, tile++) {
-        const int64_t length = MINIMUM(TILE, n - begin);
-        float own[STATISTICS], old[TILE];
-        if (at_once)
-            FOR_TYPE(move, w, at + begin, length, old, rule, scalars, own);
-        else
-            FOR_TYPE(measure, w, at + begin, length, step + begin, rule, scalars, own);
-        for (int k = 0; k < STATISTICS; k++)
-            sums[k] += own[k];
-        if (!written_as)
-            continue;
-        const int stays = at_once && recoverable(own);
-        if (at_once && !stays)
-            memcpy((float *)w->weight + at + begin, old, length * sizeof(float));
-        written_as[tile] = stays ? NONE : UNTOUCHED;
-    }
-}
-
-static void accumulate_task(const struct task *t, const struct weight *w, struct scalars scalars,
-                            const struct rule *rule, int8_t guess, const struct buffers *b)
-{
-    float step[SEGMENT];
-    const int is_part = t->slot >= 0, has_rows = w->first_row >= 0;
-    const int64_t tiles = (w->columns + TILE - 1) / TILE;
-    /* Numbers of 16 bits lose the old weight. */
-    const int may_write = rule->dtype == FLOAT32 && rule->decay < RECOVERABLE;
-    for (int64_t row = t->row; row < t->row + t->rows; row++) {
-        const int64_t at = row * w->columns + t->column, place = w->first_row + row;
-        float own[STATISTICS], *sums = is_part ? b->partials + STATISTICS * t->slot : own;
-        if (!has_rows) {
-            accumulate_stretch(w, at, t->columns, scalars, rule, 1, step, 0, sums);
-            continue;
-        }
-        int8_t *written_as = b->written_as + w->first_tile + row * tiles + t->column / TILE;
-        accumulate_stretch(w, at, t->columns, scalars, rule, may_write && guess == NONE, step,
-                           written_as, sums);
-        float shift = -rule->decay;
-        /* A part of a row does not know the row's sums. */
-        if (may_write && guess == CHANNEL && !is_part && recoverable(sums) &&
-            channel_shift(sums, w->columns, rule, &shift)) {
-            FOR_TYPE(write, w, at, t->columns, step, shift);
-            for (int64_t tile = 0; tile < tiles; tile++)
-                written_as[tile] = CHANNEL;
-        }
-        if (t->column == 0)
-            b->written[place] = shift;
-        if (!is_part)
-            for (int k = 0; k < STATISTICS; k++)
-                b->stats[k * b->stride + place] = sums[k];
-    }
-}
-
-static void apply_task(const struct task *t, const struct weight *w, struct scalars scalars,
-                       const struct rule *rule, int8_t view, const float *shift,
-                       const struct buffers *b)
-{
-    const int64_t tiles = (w->columns + TILE - 1) / TILE;
-    for (int64_t row = t->row; row < t->row + t->rows; row++) {
-        const int64_t at = row * w->columns + t->column, place = w->first_row + row;
-        const int8_t *written_as = b->written_as + w->first_tile + row * tiles + t->column / TILE;
-        for (int64_t begin = 0, tile = 0; begin < t->columns; begin += TILE, tile++)
-            if (written_as[tile] != view)
-                FOR_TYPE(rewrite, w, at + begin, MINIMUM(TILE, t->columns - begin), rule, scalars,
-                         shift[place], b->written[place], written_as[tile] != UNTOUCHED);
-    }
-}
-
 /* The sums of split rows, from their parts in order. */
 static void add_parts(const struct task *tasks, int64_t n_tasks, const struct weight *weights,
                       const struct buffers *b)
@@ -273,7 +215,7 @@ EXPORT void hf_adamp_accumulate(const struct task *tasks, int64_t n_tasks,
 #pragma omp parallel num_threads(threads) if (threads > 1)
     for (int64_t i; (i = atomic_fetch_add(&next, 1)) < n_tasks;) {
         const int64_t w = tasks[i].weight;
-        accumulate_task(&tasks[i], &weights[w], scalars[w], rule, guess[w], b);
+        FOR_TYPE(accumulate_task, &tasks[i], &weights[w], scalars[w], rule, guess[w], b);
     }
     add_parts(tasks, n_tasks, weights, b);
 }
@@ -289,7 +231,7 @@ EXPORT void hf_adamp_apply(const struct task *tasks, int64_t n_tasks, const stru
     for (int64_t i; (i = atomic_fetch_add(&next, 1)) < n_tasks;) {
         const int64_t w = tasks[i].weight;
         if (weights[w].first_row >= 0)
-            apply_task(&tasks[i], &weights[w], scalars[w], rule, view[w], shift, b);
+            FOR_TYPE(apply_task, &tasks[i], &weights[w], scalars[w], rule, view[w], shift, b);
     }
 }
 
