@@ -12,7 +12,7 @@ from typing import ClassVar
 
 import torch
 
-NONE, CHANNEL, LAYER = 0, 1, 2  # the views, numbered as in `hf_adamp.StepRecord.view`
+NONE, CHANNEL, LAYER, HEAD = 0, 1, 2, 3  # the views, numbered as in `hf_adamp.StepRecord.view`
 
 
 def cosines(weight, grad, eps=1e-8):
@@ -32,11 +32,21 @@ def views_of(weight, grad, *, delta=0.1, eps=1e-8):
     return NONE
 
 
-def without_radial_part(update, weight, view, eps):
-    """`Π_w(u) = u − (ŵ·u) ŵ`, for every row or for the whole."""
+def declared_view(weight, grad, declared):
+    """How a weight is seen that is declared scale-invariant: the view, and the number of heads."""
+    if weight.ndim < 2 or weight.numel() == 0 or not declared or not grad.isfinite().all():
+        return NONE, 1
+    if isinstance(declared, str):
+        return {"row": CHANNEL, "tensor": LAYER}[declared], 1
+    heads = {"head": declared[1], "head_dim": weight.shape[0] // declared[1]}[declared[0]]
+    return (HEAD if heads > 1 else LAYER), heads
+
+
+def without_radial_part(update, weight, view, eps, heads=1):
+    """`Π_w(u) = u − (ŵ·u) ŵ`, for every row, every head or the whole."""
     if view == NONE:
         return update
-    rows = weight.shape[0] if view == CHANNEL else 1
+    rows = weight.shape[0] if view == CHANNEL else heads
     w, u = weight.reshape(rows, -1), update.reshape(rows, -1)
     unit = w / (w.pow(2).sum(1, keepdim=True).sqrt() + eps)
     return (u - unit * (unit * u).sum(1, keepdim=True)).reshape(update.shape)
@@ -51,11 +61,13 @@ class Reference:
         views: the views of the latest step, None for a weight without a gradient.
         reach: the largest element of each weight's latest step before projection.
         storage: a dtype that weights are rounded to after each step, or None.
+        declared: `scale_invariant` for each weight.
     """
 
-    def __init__(self, weights, *, dtype=torch.float64, storage=None, **options):
+    def __init__(self, weights, *, dtype=torch.float64, storage=None, declared=None, **options):
         self.dtype, self.storage = dtype, storage
         self.options = {**self.defaults, **options}
+        self.declared = declared or ["auto"] * len(list(weights))
         self.weights = [w.detach().cpu().to(dtype).clone() for w in weights]
         self.state = [{} for _ in weights]
         self.views = [None] * len(self.weights)
@@ -73,8 +85,10 @@ class Reference:
         o, weight = self.options, self.weights[index]
         update = self.direction(grad, self.state[index])
         self.reach[index] = o["lr"] * float(update.abs().max()) if update.numel() else 0.0
-        view = views_of(weight, grad, delta=o["delta"], eps=o["eps"])
-        update = without_radial_part(update, weight, view, o["eps"])
+        view, heads = views_of(weight, grad, delta=o["delta"], eps=o["eps"]), 1
+        if self.declared[index] != "auto":
+            view, heads = declared_view(weight, grad, self.declared[index])
+        update = without_radial_part(update, weight, view, o["eps"], heads)
         decay = self.decay() * (1 if view == NONE else o["wd_ratio"])
         stepped = weight * (1 - decay) - o["lr"] * update
         if self.storage:

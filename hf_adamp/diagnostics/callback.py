@@ -34,6 +34,7 @@ class ProjectionLog(TrainerCallback):
     - `effective_step`: `|Δw|/|w|`, how far the step turns or stretches them;
     - `projected_channel`, `projected_layer`: the share of weights whose update was projected in
       either view, over all steps since the last log;
+    - `projected_head`: likewise head by head, where `scale_invariant` declares heads;
     - `radial_share`: the share of the step that pointed along the weight before projection.
 
     AdamP and SGDP have computed these numbers during the step: they are kept on the device and

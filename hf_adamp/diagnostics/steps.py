@@ -22,7 +22,8 @@ __all__ = ["RecordedSteps", "Row", "SnapshotSteps", "StepReader", "summarize", "
 Row = dict[str, float | str]
 Read = list[tuple[Tensor, Row]]
 
-_SHARES = ("projected_channel", "projected_layer", "radial_share")
+_SHARES = ("projected_channel", "projected_layer", "projected_head", "radial_share")
+_VIEWS = (View.CHANNEL, View.LAYER, View.HEAD)
 
 
 class StepReader(Protocol):
@@ -67,7 +68,7 @@ class RecordedSteps:
         """Add the views of this step to the counts."""
         for section in self._sections():
             key = tuple(map(id, section.params))
-            fired = torch.stack([section.view == View.CHANNEL, section.view == View.LAYER])
+            fired = torch.stack([section.view == view for view in _VIEWS])
             counted = self._fired.get(key)
             self._fired[key] = fired.int() if counted is None else counted + fired
             self._steps[key] = self._steps.get(key, 0) + 1
@@ -81,10 +82,10 @@ class RecordedSteps:
 
     def _read_section(self, section: StepRecord) -> Iterable[tuple[Tensor, Row]]:
         key = tuple(map(id, section.params))
+        shares = self._fired[key] / self._steps[key]
         columns = {
             "view": section.view,
-            "projected_channel": self._fired[key][0] / self._steps[key],
-            "projected_layer": self._fired[key][1] / self._steps[key],
+            **{f"projected_{view.name.lower()}": shares[i] for i, view in enumerate(_VIEWS)},
             "max_cosine": section.max_cosine,
             "channel_margin": section.channel_margin,
             "layer_margin": section.layer_margin,
@@ -154,7 +155,8 @@ def summarize(rows: Sequence[Row]) -> dict[str, float]:
     """Put the numbers of several weights into one of each kind.
 
     Norms are those of all the weights as one vector, and so is the effective step. Shares are the
-    mean over the weights. Weights without a number (zero, NaN) do not count.
+    mean over the weights; that of heads is left out where none is declared. Weights without a
+    number (zero, NaN) do not count.
     """
     known = [row for row in rows if math.isfinite(row["effective_step"])]  # type: ignore[arg-type]
     if not known:
@@ -166,6 +168,8 @@ def summarize(rows: Sequence[Row]) -> dict[str, float]:
     for share in _SHARES:
         if share in known[0]:
             summary[share] = math.fsum(float(row[share]) for row in known) / len(known)
+    if not summary.get("projected_head", 1.0):
+        del summary["projected_head"]
     return summary
 
 

@@ -15,6 +15,7 @@ from torch.optim.optimizer import ParamsT
 
 from .backends import Flags
 from .bucket import AdamRule, Bucket, working_dtype
+from .invariance import ScaleInvariant, threshold
 from .optimizer import ProjectedOptimizer, zeros_like_moment
 from .step import run
 
@@ -52,10 +53,18 @@ class AdamP(ProjectedOptimizer):
         differentiable: whether autograd may follow the step.
         fused: True insists on a fused kernel; None uses one where it serves all weights of a
             group, dtype and device.
+        scale_invariant: which weights are scale-invariant, and what can be scaled in them without
+            effect. "auto" asks the paper's test. "row", "tensor", ("head", number of heads) and
+            ("head_dim", rows of a head) declare it: every row, the weight as a whole, or every
+            group of so many consecutive rows loses its radial part in every step, untested;
+            `delta` plays no part and weight decay is always multiplied by `wd_ratio`. False never
+            projects. Weights with fewer than two dimensions are never projected. Ours, beyond the
+            paper; see docs/declared-invariance.md.
 
     Raises:
         TypeError: for an option of the wrong type, or complex weights.
-        ValueError: for an option out of range.
+        ValueError: for an option out of range, or a weight whose rows the declared heads do not
+            share out evenly.
         RuntimeError: for options that exclude each other, or weights whose rows cannot be seen
             (the flattened shards of FSDP1 and DeepSpeed ZeRO).
 
@@ -87,6 +96,7 @@ class AdamP(ProjectedOptimizer):
         capturable: bool = False,
         differentiable: bool = False,
         fused: bool | None = None,
+        scale_invariant: ScaleInvariant = "auto",
     ) -> None:
         defaults = {
             "lr": lr,
@@ -101,6 +111,7 @@ class AdamP(ProjectedOptimizer):
             "capturable": capturable,
             "differentiable": differentiable,
             "fused": fused,
+            "scale_invariant": scale_invariant,
         }
         super().__init__(params, defaults)
 
@@ -150,11 +161,12 @@ class AdamP(ProjectedOptimizer):
             beta2=beta2,
             eps=group["eps"],
             weight_decay=group["weight_decay"],
-            delta=group["delta"],
+            delta=threshold(group["scale_invariant"], group["delta"]),
             wd_ratio=group["wd_ratio"],
             nesterov=group["nesterov"],
             maximize=group["maximize"],
             capturable=group["capturable"],
+            scale_invariant=group["scale_invariant"],
         )
         return Bucket(params, grads, (exp_avgs, exp_avg_sqs), state_steps, rule)
 
@@ -170,6 +182,7 @@ def adamp(
     capturable: bool = False,
     differentiable: bool = False,
     fused: bool | None = None,
+    scale_invariant: ScaleInvariant = "auto",
     beta1: float | Tensor,
     beta2: float | Tensor,
     lr: float | Tensor,
@@ -192,6 +205,7 @@ def adamp(
         capturable: see `AdamP`.
         differentiable: see `AdamP`.
         fused: see `AdamP`.
+        scale_invariant: see `AdamP`.
         beta1: see `betas` of `AdamP`.
         beta2: see `betas` of `AdamP`.
         lr: see `AdamP`.
@@ -203,7 +217,17 @@ def adamp(
         maximize: see `AdamP`.
     """
     rule = AdamRule(
-        lr, beta1, beta2, eps, weight_decay, delta, wd_ratio, nesterov, maximize, capturable
+        lr=lr,
+        beta1=beta1,
+        beta2=beta2,
+        eps=eps,
+        weight_decay=weight_decay,
+        delta=threshold(scale_invariant, delta),
+        wd_ratio=wd_ratio,
+        nesterov=nesterov,
+        maximize=maximize,
+        capturable=capturable,
+        scale_invariant=scale_invariant,
     )
     bucket = Bucket(params, grads, (exp_avgs, exp_avg_sqs), state_steps, rule)
     run([bucket], [Flags(foreach, fused, differentiable)])

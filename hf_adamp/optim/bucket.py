@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .distributed import Placement
+from .invariance import ScaleInvariant
 from .projection import Extent
 
 __all__ = ["AdamRule", "Bucket", "Rule", "SGDRule", "working_dtype"]
@@ -28,7 +29,10 @@ def working_dtype(dtype: torch.dtype) -> torch.dtype:
 
 @dataclass(frozen=True)
 class AdamRule:
-    """Adam's step before projection, `lr · m̂ / (√v̂ + eps)` (Algorithm 2, lines 3 to 7)."""
+    """Adam's step before projection, `lr · m̂ / (√v̂ + eps)` (Algorithm 2, lines 3 to 7).
+
+    `delta` is what cosines are held against, `invariance.threshold` of the option.
+    """
 
     lr: Scalar
     beta1: Scalar
@@ -40,6 +44,7 @@ class AdamRule:
     nesterov: bool
     maximize: bool
     capturable: bool
+    scale_invariant: ScaleInvariant = "auto"
 
     @property
     def decay(self) -> Scalar:
@@ -49,7 +54,10 @@ class AdamRule:
 
 @dataclass(frozen=True)
 class SGDRule:
-    """SGD's step before projection, `lr · buf` (Algorithm 1, lines 3 and 4)."""
+    """SGD's step before projection, `lr · buf` (Algorithm 1, lines 3 and 4).
+
+    `delta` is as in `AdamRule`.
+    """
 
     lr: Scalar
     momentum: float
@@ -60,6 +68,7 @@ class SGDRule:
     wd_ratio: float
     nesterov: bool
     maximize: bool
+    scale_invariant: ScaleInvariant = "auto"
 
     @property
     def decay(self) -> Scalar:

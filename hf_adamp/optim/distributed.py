@@ -12,6 +12,7 @@ process may lack, nor on their values. So processes cannot wait for each other i
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeGuard, cast
@@ -19,6 +20,7 @@ from typing import Any, TypeGuard, cast
 import torch
 from torch import Tensor, distributed
 
+from .invariance import ScaleInvariant, count_heads
 from .projection import Extent, Statistic, has_rows
 
 __all__ = [
@@ -86,7 +88,7 @@ class Placement:
         param: the weight itself, of which a step sees this process's part only.
         extent: rows here, columns and elements everywhere.
         row_slots: processes → where its rows begin in these processes' sum over rows.
-        weight_slots: processes → its place in these processes' sum over weights.
+        weight_slots: processes → where its segments begin in these processes' sum over weights.
     """
 
     param: Tensor
@@ -123,15 +125,15 @@ class Reducer:
     _found: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, params: Iterable[Tensor]) -> Reducer | None:
+    def of(cls, params: Iterable[tuple[Tensor, ScaleInvariant]]) -> Reducer | None:
         """The reducer of the weights among these that are sharded, None where none is."""
         reducer = cls()
-        for param in params:
+        for param, scale_invariant in params:
             if is_sharded(param):
-                reducer._place(param)
+                reducer._place(param, scale_invariant)
         return reducer if reducer.placements else None
 
-    def _place(self, param: Any) -> None:
+    def _place(self, param: Any, scale_invariant: ScaleInvariant) -> None:
         shape, mesh = param.shape, param.device_mesh
         if any(placement.is_partial() for placement in param.placements):
             raise RuntimeError(
@@ -142,6 +144,8 @@ class Reducer:
         if not has_rows(shape) or mesh.get_coordinate() is None:
             return
         rows = param.to_local().shape[0]
+        heads = _heads_here(param, rows, count_heads(scale_invariant, shape))
+        extent = Extent(rows, Extent.of(shape).columns, shape.numel(), heads)
         row_slots: dict[_Peers, int] = {}
         weight_slots: dict[_Peers, int] = {}
         for index, placement in enumerate(param.placements):
@@ -149,7 +153,7 @@ class Reducer:
                 continue
             peers = _Peers(mesh.get_group(index), mesh.device_type)
             slots, counts, size = (
-                (weight_slots, self.weight_counts, 1)
+                (weight_slots, self.weight_counts, extent.segments)
                 if placement.dim in (0, -len(shape))
                 else (row_slots, self.row_counts, rows)
             )
@@ -157,7 +161,6 @@ class Reducer:
             counts[peers] = slots[peers] + size
         if param.dtype == torch.float64:
             self.dtype = torch.float64
-        extent = Extent(rows, Extent.of(shape).columns, shape.numel())
         self.placements[param] = Placement(param, extent, row_slots, weight_slots)
 
     def add_rows(self, sections: Sequence[tuple[list[Placement], Tensor]]) -> None:
@@ -176,7 +179,7 @@ class Reducer:
         """Make the totals of weights whose rows are spread whole, in place.
 
         Args:
-            sections: placements of the weights and their (6, W) totals.
+            sections: placements of the weights and the (6, S) totals of their segments.
         """
         for peers, count in self.weight_counts.items():
             parts = [(sums, self._find(found, peers, sums, rows=False)) for found, sums in sections]
@@ -194,7 +197,7 @@ class Reducer:
         begin = 0
         for placement in placements:
             slots = placement.row_slots if rows else placement.weight_slots
-            width = placement.extent.rows if rows else 1
+            width = placement.extent.rows if rows else placement.extent.segments
             if peers in slots:
                 here += range(begin, begin + width)
                 there += range(slots[peers], slots[peers] + width)
@@ -222,6 +225,36 @@ class Reducer:
         distributed.all_reduce(buffer, group=peers.group)
         for sums, (here, there) in parts:
             sums.index_copy_(1, here, buffer.index_select(1, there).to(sums))
+
+
+def _heads_here(param: Any, rows: int, heads: int) -> tuple[int, ...]:
+    """How many of this process's rows belong to each head of a sharded weight."""
+    if heads < 2:
+        return (rows,) * heads
+    here: Sequence[int] = range(param.shape[0])
+    mesh = param.device_mesh
+    for index, placement in enumerate(param.placements):
+        if placement.is_replicate() or placement.dim not in (0, -param.ndim):
+            continue
+        # FSDP2 over tensor parallelism cuts each of the latter's parts: a part of every piece.
+        pieces = getattr(placement, "split_factor", 1)
+        at, count = mesh.get_coordinate()[index], mesh.size(index)
+        here = [row for i in range(pieces) for row in _chunk(_chunk(here, i, pieces), at, count)]
+    if len(here) != rows:
+        raise RuntimeError(
+            f"a weight of shape {tuple(param.shape)} is placed {param.placements} with {rows} rows "
+            f"on this process, where {len(here)} were expected, so its heads cannot be found; "
+            "use sizes that the mesh divides evenly, or scale_invariant='auto' for it."
+        )
+    size = param.shape[0] // heads
+    counts = Counter(row // size for row in here)
+    return tuple(counts[head] for head in range(heads))
+
+
+def _chunk(rows: Sequence[int], index: int, count: int) -> Sequence[int]:
+    """As `torch.chunk` does it, with empty chunks at the end where there are too few rows."""
+    width = -(-len(rows) // count)
+    return rows[index * width : (index + 1) * width]
 
 
 def local_part(tensor: Any, like: Tensor) -> Any:

@@ -15,18 +15,21 @@ from .backends import Flags
 from .bucket import Bucket, working_dtype
 from .checkpoint import adapt
 from .distributed import Reducer, flattened_message, local_part, refuse_flattened
+from .invariance import ScaleInvariant, check_scale_invariant, count_heads, threshold
 from .options import check_options
-from .projection import StepRecord
+from .projection import StepRecord, has_rows
 from .step import Memory, run
 
 __all__ = ["ProjectedOptimizer", "zeros_like_moment"]
 
-_TORCH_FLAGS = {
+# Options that older checkpoints and pickles lack.
+_NEWER_OPTIONS = {
     "maximize": False,
     "foreach": None,
     "capturable": False,
     "differentiable": False,
     "fused": None,
+    "scale_invariant": "auto",
 }
 
 
@@ -64,14 +67,14 @@ class ProjectedOptimizer(Optimizer):
 
         Raises:
             TypeError: for an option of the wrong type, or complex weights.
-            ValueError: for an option out of range.
+            ValueError: for an option out of range, or declared heads that do not divide the rows.
             RuntimeError: for weights whose rows cannot be seen (flattened shards).
         """
         check_options({**self.defaults, **param_group})
         super().add_param_group(param_group)
         try:
             self._look_at_weights()
-        except (TypeError, RuntimeError):
+        except (TypeError, ValueError, RuntimeError):
             self.param_groups.pop()
             raise
         self._settled = False
@@ -82,13 +85,20 @@ class ProjectedOptimizer(Optimizer):
         Frameworks that shard or offload put other tensors in the place of an optimizer's weights
         after it was made, so every step asks.
         """
-        identities = [tuple(map(id, group["params"])) for group in self.param_groups]
-        if self._settled and identities == [seen.identities for seen in self._seen]:
+        identities = [
+            (tuple(map(id, group["params"])), group["scale_invariant"])
+            for group in self.param_groups
+        ]
+        known = [(seen.identities, seen.scale_invariant) for seen in self._seen]
+        if self._settled and identities == known:
             return
-        seen = [_Seen.of(group["params"]) for group in self.param_groups]
+        seen = [_Seen.of(group) for group in self.param_groups]
         if seen == self._seen:
             return
         for group_index, group in enumerate(self.param_groups):
+            declared = group["scale_invariant"]
+            check_scale_invariant("scale_invariant", declared)
+            projects = threshold(declared, group["delta"]) > 0
             before = self._seen[group_index] if group_index < len(self._seen) else None
             for index, param in enumerate(group["params"]):
                 name = self._name(group_index, index)
@@ -97,14 +107,19 @@ class ProjectedOptimizer(Optimizer):
                         f"{name} is complex, which the projection is not defined for; "
                         "pass torch.view_as_real of it."
                     )
-                if group["delta"]:
+                if projects:
                     refuse_flattened(param, name)
+                if has_rows(param.shape):
+                    count_heads(declared, param.shape, name)
             # Last, since the marks of a framework on a weight tell more.
             flattened = before and before.has_matrices and not seen[group_index].has_matrices
-            if group["delta"] and flattened:
+            if projects and flattened:
                 raise RuntimeError(flattened_message(self._name(group_index, 0)))
-        params = chain.from_iterable(group["params"] for group in self.param_groups)
-        self._reducer = Reducer.of(params)
+        self._reducer = Reducer.of(
+            (param, group["scale_invariant"])
+            for group in self.param_groups
+            for param in group["params"]
+        )
         self._seen = seen
 
     def _name(self, group_index: int, index: int) -> str:
@@ -220,9 +235,9 @@ class ProjectedOptimizer(Optimizer):
         super().__setstate__(state)
         if not hasattr(self, "_memory"):
             self._reset_caches()
-        for group in self.param_groups:
-            for flag, default in _TORCH_FLAGS.items():
-                group.setdefault(flag, default)
+        for group in (self.defaults, *self.param_groups):
+            for option, default in _NEWER_OPTIONS.items():
+                group.setdefault(option, default)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a checkpoint of this optimizer or of one that it replaces.
@@ -231,9 +246,14 @@ class ProjectedOptimizer(Optimizer):
         checkpoint does not have keep their current values.
 
         Raises:
-            ValueError: for groups that do not match, or a checkpoint with `amsgrad=True`.
+            ValueError: for groups that do not match, a checkpoint with `amsgrad=True`, or one whose
+                `scale_invariant` does not suit the weights.
         """
         state_dict = adapt(state_dict, self.param_groups, self.state_aliases)
+        for saved, now in zip(state_dict["param_groups"], self.param_groups, strict=False):
+            check_scale_invariant("scale_invariant", saved["scale_invariant"])
+            for param in filter(lambda param: has_rows(param.shape), now["params"]):
+                count_heads(saved["scale_invariant"], param.shape)
         # torch.distributed.checkpoint has the optimizer make its state by a step that moves nothing
         # and teaches nothing.
         self._memory = Memory()
@@ -251,14 +271,17 @@ class ProjectedOptimizer(Optimizer):
 
 @dataclass(frozen=True)
 class _Seen:
-    """Which weights a param group had, and how many dimensions each."""
+    """Which weights a param group had, what it said of them, and how many dimensions each has."""
 
     identities: tuple[int, ...]
+    scale_invariant: ScaleInvariant
     dims: tuple[int, ...]
 
     @classmethod
-    def of(cls, params: list[Tensor]) -> _Seen:
-        return cls(tuple(map(id, params)), tuple(map(Tensor.dim, params)))
+    def of(cls, group: dict[str, Any]) -> _Seen:
+        params = group["params"]
+        dims = tuple(map(Tensor.dim, params))
+        return cls(tuple(map(id, params)), group["scale_invariant"], dims)
 
     @property
     def has_matrices(self) -> bool:

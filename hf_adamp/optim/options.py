@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from .invariance import check_scale_invariant
+
 __all__ = ["check_options"]
 
 
@@ -85,6 +87,7 @@ _CHECKS: dict[str, Callable[[str, object], None]] = {
     "capturable": _switch,
     "differentiable": _switch,
     "fused": _switch_or_none,
+    "scale_invariant": check_scale_invariant,
 }
 
 

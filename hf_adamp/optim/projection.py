@@ -14,7 +14,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from itertools import accumulate
+from itertools import accumulate, chain
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ __all__ = [
     "Decision",
     "Extent",
     "Layout",
+    "Segments",
     "Statistic",
     "StepRecord",
     "View",
@@ -56,6 +57,7 @@ class View(IntEnum):
     NONE = 0  # not projected
     CHANNEL = 1  # every row on its own
     LAYER = 2  # the whole weight as one vector
+    HEAD = 3  # every head on its own; only in records, to a backend it is LAYER
 
 
 def has_rows(shape: torch.Size) -> bool:
@@ -65,18 +67,44 @@ def has_rows(shape: torch.Size) -> bool:
 
 @dataclass(frozen=True)
 class Extent:
-    """How large a weight is: its rows here, and its columns and elements on all processes."""
+    """How large a weight is: its rows here, and its columns and elements on all processes.
+
+    `heads` are the rows here of each vector that a weight is declared to consist of; it is empty
+    where the rows may stand for themselves.
+    """
 
     rows: int
     columns: int
     numel: int
+    heads: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, shape: torch.Size) -> Extent:
+    def of(cls, shape: torch.Size, heads: int = 0) -> Extent:
         """The extent of a weight that is not sharded."""
         # The product, not reshape's -1, which is ambiguous where a dimension is 0.
         columns = math.prod(shape[1:])
-        return cls(shape[0], columns, shape[0] * columns)
+        rows_of_heads = (shape[0] // heads,) * heads if heads else ()
+        return cls(shape[0], columns, shape[0] * columns, rows_of_heads)
+
+    @property
+    def segments(self) -> int:
+        """How many vectors the weight is, where its rows do not stand for themselves."""
+        return len(self.heads) or 1
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Which rows make a vector, where a weight is declared to consist of several (heads).
+
+    Attributes:
+        weight: (S,) int64, the weight that a segment belongs to.
+        row_segment: (R,) int64, the segment that a row belongs to.
+        offsets: (W + 1,) int64, where each weight's segments begin.
+    """
+
+    weight: Tensor
+    row_segment: Tensor
+    offsets: Tensor
 
 
 @dataclass(frozen=True)
@@ -84,16 +112,18 @@ class Layout:
     """Where the rows of each weight lie in the buffer, and the limits its cosines are held against.
 
     Depends on shapes and options only, so it is built once and kept until the set of weights
-    changes. W is the number of weights, R the number of rows of all of them.
+    changes. W is the number of weights, R the number of rows of all of them, and S the number of
+    segments: one a weight, or one a head where heads are declared.
 
     Attributes:
         extents: W extents.
         row_weight: (R,) int64, the weight that a row belongs to.
-        offsets: (W + 1,) int64, where each weight's rows begin.
-        channel_limit: (W,) `δ / √columns`.
-        layer_limit: (W,) `δ / √numel`.
-        eps: (W,) the optimizer's eps, which keeps the norms of zero rows off zero.
+        offsets: (S + 1,) int64, where each segment's rows begin.
+        channel_limit: (W,) `δ / √columns`; 0 where rows are declared not to stand for themselves.
+        layer_limit: (S,) `δ / √numel`.
+        eps: (S,) the optimizer's eps, which keeps the norms of zero rows off zero.
         row_eps: the same for each row, (R,), or a scalar where all have the same.
+        segments: None where each weight is one.
     """
 
     extents: tuple[Extent, ...]
@@ -103,6 +133,7 @@ class Layout:
     layer_limit: Tensor
     eps: Tensor
     row_eps: Tensor
+    segments: Segments | None = None
 
     @classmethod
     def build(
@@ -116,27 +147,40 @@ class Layout:
     ) -> Layout:
         """Lay out weights of these extents, one delta and one eps each, in this order."""
         rows = [extent.rows for extent in extents]
-        starts = list(accumulate(rows, initial=0))
+        counts = [extent.segments for extent in extents]
+        parts = list(chain.from_iterable(e.heads or (e.rows,) for e in extents))
 
         def vector(values: Sequence[float], dtype: torch.dtype) -> Tensor:
             # Two steps: building it on an accelerator at once would wait for the copy.
             return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
 
+        def owners(sizes: Sequence[int]) -> Tensor:
+            indices = torch.arange(len(sizes), device=device)
+            return torch.repeat_interleave(
+                indices, vector(sizes, torch.int64), output_size=sum(sizes)
+            )
+
+        def starts(sizes: Sequence[int]) -> Tensor:
+            return vector(list(accumulate(sizes, initial=0)), torch.int64)
+
         pairs = list(zip(deltas, extents, strict=True))
-        row_weight = torch.repeat_interleave(
-            torch.arange(len(rows), device=device),
-            vector(rows, torch.int64),
-            output_size=starts[-1],
-        )
+        row_weight = owners(rows)
         all_eps = vector(eps, dtype)
+        layer_limit = vector([delta / math.sqrt(e.numel) for delta, e in pairs], dtype)
+        segments = None
+        if len(parts) > len(rows):
+            segments = Segments(owners(counts), owners(parts), starts(counts))
         return cls(
             extents=tuple(extents),
             row_weight=row_weight,
-            offsets=vector(starts, torch.int64),
-            channel_limit=vector([delta / math.sqrt(e.columns) for delta, e in pairs], dtype),
-            layer_limit=vector([delta / math.sqrt(e.numel) for delta, e in pairs], dtype),
-            eps=all_eps,
+            offsets=starts(parts),
+            channel_limit=vector(
+                [0.0 if e.heads else delta / math.sqrt(e.columns) for delta, e in pairs], dtype
+            ),
+            layer_limit=layer_limit if segments is None else layer_limit[segments.weight],
+            eps=all_eps if segments is None else all_eps[segments.weight],
             row_eps=all_eps[0] if len(set(eps)) == 1 else all_eps[row_weight],
+            segments=segments,
         )
 
 
@@ -154,21 +198,21 @@ class Views:
 
     @property
     def codes(self) -> Tensor:
-        """(W,) int8, a `View` for each weight."""
+        """(W,) int8, a `View` for each weight; LAYER where every head is seen on its own."""
         return (self.channel * View.CHANNEL + self.layer * View.LAYER).to(torch.int8)
 
 
 def total(stats: Tensor, layout: Layout) -> Tensor:
-    """Sum up the rows of each weight.
+    """Sum up the rows of each segment, which is a weight or a head.
 
     Args:
         stats: (5, R) buffer, see `Statistic`.
         layout: the rows of the buffer.
 
     Returns:
-        (6, W): the five statistics of whole weights and, last, how many of a weight's rows fail
-        the channel view's test. All are sums, so where rows are spread over processes one
-        all-reduce makes them whole.
+        (6, S): the five statistics of whole segments and, last, how many of their rows fail the
+        channel view's test. All are sums, so where rows are spread over processes one all-reduce
+        makes them whole.
     """
     row_cosine = cosine(stats, layout.row_eps)
     fails = ~(row_cosine < layout.channel_limit[layout.row_weight])
@@ -180,14 +224,19 @@ def choose_views(totals: Tensor, layout: Layout) -> Views:
 
     A weight is projected row by row where `max_r |cos(w_r, g_r)| < δ/√columns` (channel view),
     else as one vector where `|cos(w, g)| < δ/√numel` (layer view), else not at all. A cosine
-    that is not a number projects nothing, so NaN and Inf gradients have AdamW's outcome.
+    that is not a number projects nothing, so NaN and Inf gradients have AdamW's outcome. Where
+    heads are declared they are projected one by one, all of them or none.
 
     Args:
-        totals: (6, W) what `total` returns.
+        totals: (6, S) what `total` returns.
         layout: the limits.
     """
     channel = totals[len(Statistic)] == 0
-    return Views(channel, ~channel & (cosine(totals, layout.eps) < layout.layer_limit))
+    layer = cosine(totals, layout.eps) < layout.layer_limit
+    if layout.segments is not None:
+        offsets = layout.segments.offsets
+        channel, layer = (_sum((~held).to(totals), offsets) == 0 for held in (channel, layer))
+    return Views(channel, ~channel & layer)
 
 
 def shift_rows(
@@ -206,7 +255,7 @@ def shift_rows(
 
     Args:
         stats: (5, R) buffer; `WEIGHT_SQ` and `STEP_DOT` are read.
-        totals: (6, W) what `total` returns, read likewise.
+        totals: (6, S) what `total` returns, read likewise.
         layout: the rows of the buffer.
         views: what `choose_views` chose.
         decay: (W,) what weight decay takes from a weight that is not projected, `lr · λ`.
@@ -216,12 +265,16 @@ def shift_rows(
         (R,) the shifts.
     """
     weight_decay = torch.where(views.channel | views.layer, projected_decay, decay)
+    layer, row_segment = views.layer, layout.row_weight
+    if layout.segments is not None:
+        row_segment = layout.segments.row_segment
+        layer, weight_decay = layer[layout.segments.weight], weight_decay[layout.segments.weight]
     # where, not a product: 0 times a part that is not a number would spoil the row.
-    layer_part = torch.where(views.layer, radial_part(totals, layout.eps), 0.0)
+    layer_part = torch.where(layer, radial_part(totals, layout.eps), 0.0)
     channel_part = torch.where(
         views.channel[layout.row_weight], radial_part(stats, layout.row_eps), 0.0
     )
-    return channel_part + (layer_part - weight_decay)[layout.row_weight]
+    return channel_part + (layer_part - weight_decay)[row_segment]
 
 
 @dataclass(frozen=True)
@@ -233,9 +286,13 @@ class Decision:
 
 
 def _sum_rows(per_row: Tensor, layout: Layout) -> Tensor:
+    return _sum(per_row, layout.offsets)
+
+
+def _sum(values: Tensor, offsets: Tensor) -> Tensor:
     # Unlike index_add, a segmented sum adds in one order on a GPU too: runs repeat bit for bit.
     # `unsafe` skips a check of the offsets that would wait for the device.
-    return torch.segment_reduce(per_row, "sum", offsets=layout.offsets, axis=0, unsafe=True)
+    return torch.segment_reduce(values, "sum", offsets=offsets, axis=0, unsafe=True)
 
 
 def cosine(stats: Tensor, eps: Tensor) -> Tensor:
@@ -270,7 +327,8 @@ class StepRecord:
 
     Attributes:
         params: the W weights, in the order of the tensors below.
-        view: (W,) int8: 0 not projected, 1 channel view, 2 layer view.
+        view: (W,) int8: 0 not projected, 1 channel view, 2 layer view, 3 head by head, as
+            declared by `scale_invariant`.
         max_cosine: (W,) the largest `|cos(w_r, g_r)|` over the rows of a weight.
         channel_margin: (W,) `max_cosine · √columns`; the channel view fires below delta.
         layer_margin: (W,) `|cos(w, g)| · √numel`; the layer view fires below delta.
@@ -301,8 +359,15 @@ def record(
     shift = decision.shift
     update_sq = shift.square() * weight_sq - 2 * shift * step_dot + step_sq
     row_cosine = cosine(stats, layout.row_eps)
+    view, eps, offsets = decision.views.codes, layout.eps, layout.offsets
+    if layout.segments is not None:
+        begins = layout.segments.offsets
+        totals = torch.stack([_sum(row, begins) for row in totals])
+        eps, offsets = eps[begins[:-1]], offsets[begins]
+        by_head = (begins.diff() > 1) & (view == View.LAYER)
+        view = torch.where(by_head, View.HEAD, view).to(torch.int8)
     max_cosine = torch.segment_reduce(
-        row_cosine, "max", offsets=layout.offsets, axis=0, unsafe=True, initial=0.0
+        row_cosine, "max", offsets=offsets, axis=0, unsafe=True, initial=0.0
     )
     weight_norm, step_norm = (
         totals[Statistic.WEIGHT_SQ].sqrt(),
@@ -313,11 +378,11 @@ def record(
     numel = torch.tensor([math.sqrt(e.numel) for e in layout.extents])
     return StepRecord(
         params=tuple(params),
-        view=decision.views.codes,
+        view=view,
         max_cosine=max_cosine,
         channel_margin=max_cosine * columns.to(stats, non_blocking=True),
-        layer_margin=cosine(totals, layout.eps) * numel.to(stats, non_blocking=True),
+        layer_margin=cosine(totals, eps) * numel.to(stats, non_blocking=True),
         weight_norm=weight_norm,
-        update_norm=_sum_rows(update_sq, layout).clamp(min=0).sqrt(),
+        update_norm=_sum(update_sq, offsets).clamp(min=0).sqrt(),
         radial_share=(radial / step_norm).nan_to_num(nan=0.0),
     )

@@ -14,6 +14,7 @@ from torch.optim.optimizer import ParamsT
 
 from .backends import Flags
 from .bucket import Bucket, SGDRule
+from .invariance import ScaleInvariant, threshold
 from .optimizer import ProjectedOptimizer, zeros_like_moment
 from .step import run
 
@@ -45,10 +46,12 @@ class SGDP(ProjectedOptimizer):
         capturable: accepted for symmetry with `AdamP`: no step of SGDP reads from the device.
         differentiable: whether autograd may follow the step.
         fused: see `AdamP`.
+        scale_invariant: see `AdamP`.
 
     Raises:
         TypeError: for an option of the wrong type, or complex weights.
-        ValueError: for an option out of range, or `nesterov` without momentum.
+        ValueError: for an option out of range, `nesterov` without momentum, or a weight whose rows
+            the declared heads do not share out evenly.
         RuntimeError: for options that exclude each other, or weights whose rows cannot be seen
             (the flattened shards of FSDP1 and DeepSpeed ZeRO).
 
@@ -82,6 +85,7 @@ class SGDP(ProjectedOptimizer):
         capturable: bool = False,
         differentiable: bool = False,
         fused: bool | None = None,
+        scale_invariant: ScaleInvariant = "auto",
     ) -> None:
         defaults = {
             "lr": lr,
@@ -97,6 +101,7 @@ class SGDP(ProjectedOptimizer):
             "capturable": capturable,
             "differentiable": differentiable,
             "fused": fused,
+            "scale_invariant": scale_invariant,
         }
         super().__init__(params, defaults)
 
@@ -129,10 +134,11 @@ class SGDP(ProjectedOptimizer):
             dampening=group["dampening"],
             eps=group["eps"],
             weight_decay=group["weight_decay"],
-            delta=group["delta"],
+            delta=threshold(group["scale_invariant"], group["delta"]),
             wd_ratio=group["wd_ratio"],
             nesterov=group["nesterov"],
             maximize=group["maximize"],
+            scale_invariant=group["scale_invariant"],
         )
         return Bucket(params, grads, (momentum_buffers,) if group["momentum"] else (), [], rule)
 
@@ -145,6 +151,7 @@ def sgdp(
     foreach: bool | None = None,
     differentiable: bool = False,
     fused: bool | None = None,
+    scale_invariant: ScaleInvariant = "auto",
     lr: float | Tensor,
     momentum: float,
     dampening: float,
@@ -164,6 +171,7 @@ def sgdp(
         foreach: as in `SGDP`, and so are all others.
         differentiable: see `SGDP`.
         fused: see `SGDP`.
+        scale_invariant: see `SGDP`.
         lr: see `SGDP`.
         momentum: see `SGDP`.
         dampening: see `SGDP`.
@@ -174,6 +182,17 @@ def sgdp(
         wd_ratio: see `SGDP`.
         maximize: see `SGDP`.
     """
-    rule = SGDRule(lr, momentum, dampening, eps, weight_decay, delta, wd_ratio, nesterov, maximize)
+    rule = SGDRule(
+        lr=lr,
+        momentum=momentum,
+        dampening=dampening,
+        eps=eps,
+        weight_decay=weight_decay,
+        delta=threshold(scale_invariant, delta),
+        wd_ratio=wd_ratio,
+        nesterov=nesterov,
+        maximize=maximize,
+        scale_invariant=scale_invariant,
+    )
     bucket = Bucket(params, grads, (momentum_buffers,) if momentum else (), [], rule)
     run([bucket], [Flags(foreach, fused, differentiable)])

@@ -15,6 +15,7 @@ from torch import Tensor
 from .backends import Backend, Flags, choose
 from .backends.row_major import are_row_major
 from .bucket import Bucket, Rule
+from .invariance import count_heads
 from .projection import Extent, has_rows
 
 __all__ = ["Part", "Sorter"]
@@ -125,12 +126,16 @@ def _sort(bucket: Bucket, flags: Flags) -> Iterator[Part]:
         with_rows = set(rows)
         indices = rows + [i for i in indices if i not in with_rows]
         extents = tuple(
-            placement.extent if placement else Extent.of(bucket.params[i].shape)
+            placement.extent if placement else _extent(bucket.params[i].shape, bucket.rule)
             for i, placement in ((i, placements[i]) for i in rows)
         )
         key = (len(rows), extents, tuple(bucket.params[i].shape for i in indices))
         part = Part(indices, extents, choose(bucket.take(indices), flags), key)
         yield part
+
+
+def _extent(shape: torch.Size, rule: Rule) -> Extent:
+    return Extent.of(shape, count_heads(rule.scale_invariant, shape))
 
 
 def _by_kind(bucket: Bucket) -> list[Sequence[int]]:

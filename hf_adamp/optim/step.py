@@ -72,18 +72,22 @@ def run(
     """
     memory = memory or Memory()
     alike: dict[Any, list[Bucket]] = defaultdict(list)
+    backends: dict[str, Backend] = {}
     for index, (bucket, flag) in enumerate(zip(buckets, flags, strict=True)):
         for part in memory.sorter.sort(index, bucket, flag):
             piece = part.of(bucket)
             param = piece.params[0]
-            kind = (bool(piece.placements), part.backend, param.device, working_dtype(param.dtype))
-            alike[kind].append(piece)
+            # By name: torch.compile cannot tell whether two modules are equal.
+            backends[part.backend.name] = part.backend
+            name, dtype = part.backend.name, working_dtype(param.dtype)
+            alike[bool(piece.placements), name, param.device, dtype].append(piece)
 
     for bucket in buckets:
         _count_step(bucket.state_steps)
     records = []
     in_step = []
-    for (sharded, backend, _, dtype), pieces in alike.items():
+    for (sharded, name, _, dtype), pieces in alike.items():
+        backend = backends[name]
         for chunk in [pieces] if sharded else _chunks(pieces, backend.chunk_elements):
             section = _Section.of(chunk, backend, dtype, memory)
             section.accumulate(recording=recording)

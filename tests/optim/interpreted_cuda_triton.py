@@ -11,6 +11,7 @@ from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 from hf_adamp.optim import adamp, backends
 from hf_adamp.optim.backends import cuda_kernels, cuda_triton, foreach
+from tests.declarations import DECLARED, groups_of
 from tests.tables.optimizer_options import ADAMP, FAMILIES, GOOD, SGDP_
 from tests.tolerances import assert_close
 from tests.training import assert_identical, assert_same, build, run_steps, snapshot
@@ -243,3 +244,22 @@ def test_interpreted_statistics_equal_those_of_the_foreach_path():
             run_steps(optimizer, [make_grads(weights.values(), "mix", 1)])
         results.append(stats["all"])
     assert_close(*results)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
+def test_interpreted_kernels_project_what_is_declared(family):
+    names = [name for name in DECLARED if name != "conv1d"]
+    weights = make_weights(names=names)
+    kwargs = {**family.base, **KWARGS[family.name]}
+    optimizer = build(family, groups_of(weights), **kwargs, **FUSED)
+    declared = [DECLARED[name] for name in names]
+    reference = family.reference(weights.values(), declared=declared, **kwargs)
+    for step in range(4):
+        grads = make_grads(reference.weights, "mix", step)
+        reference.step(grads)
+        run_steps(optimizer, [[grad.float() for grad in grads]])
+        if step == 2:
+            # So that the last step's views, by which a step begins to write, are wrong.
+            optimizer.param_groups[1]["scale_invariant"] = False
+            reference.declared[1:3] = [False] * 2
+    assert_same(family, snapshot(optimizer), (reference.weights, reference.state), names=names)

@@ -134,6 +134,20 @@ _BAD_IN_BOTH = [
     Bad({"foreach": "yes"}, TypeError, r"foreach='yes' must be True, False or None"),
     Bad({"fused": 0}, TypeError, r"fused=0 must be True, False or None"),
     Bad({"capturable": None}, TypeError, r"capturable=None must be True or False"),
+    Bad(
+        {"scale_invariant": "rows"}, ValueError, r"scale_invariant='rows' must be \"auto\", \"row\""
+    ),
+    Bad({"scale_invariant": "head"}, ValueError, r"scale_invariant='head' must be"),
+    Bad({"scale_invariant": ("head",)}, ValueError, r"scale_invariant=\('head',\) must be"),
+    Bad(
+        {"scale_invariant": ("rows", 2)}, ValueError, r"must be .*\(\"head_dim\", rows of a head\)"
+    ),
+    Bad({"scale_invariant": ("head", 0)}, ValueError, r"must have at least 1 as its second"),
+    Bad({"scale_invariant": ("head", 2.0)}, TypeError, r"must have an integer as its second"),
+    Bad({"scale_invariant": ("head", True)}, TypeError, r"must have an integer as its second"),
+    Bad({"scale_invariant": True}, TypeError, r"scale_invariant=True must be .* or False"),
+    Bad({"scale_invariant": None}, TypeError, r"scale_invariant=None must be"),
+    Bad({"scale_invariant": 0}, TypeError, r"scale_invariant=0 must be"),
     Bad({"foreach": True, "fused": True}, RuntimeError, r"fused=True and foreach=True exclude"),
     Bad({"fused": True, "differentiable": True}, RuntimeError, r"fused=True is not diff"),
     Bad({"foreach": True, "differentiable": True}, RuntimeError, r"foreach=True is not diff"),

@@ -85,7 +85,10 @@ def apply(bucket: Bucket, stats: Tensor, decision: Decision | None, recording: b
         rows = slice(begin, begin + bucket.params[index].shape[0])
         begin = rows.stop
         if view != View.NONE or recording:
-            _advance_and_repair(bucket.take([index]), view, stats[:, rows], recording=recording)
+            heads = bucket.extents[index].segments
+            _advance_and_repair(
+                bucket.take([index]), view, stats[:, rows], heads, recording=recording
+            )
     # Which torch's fused operators leave out, so that autograd would miss the change.
     torch.autograd.graph.increment_version([*bucket.params, *chain(*bucket.moments)])
 
@@ -126,7 +129,9 @@ def _advance(bucket: Bucket, *, decay: bool) -> None:
     )
 
 
-def _advance_and_repair(bucket: Bucket, view: int, stats: Tensor, *, recording: bool) -> None:
+def _advance_and_repair(
+    bucket: Bucket, view: int, stats: Tensor, heads: int, *, recording: bool
+) -> None:
     """One weight, block by block; in the layer view at once, since the whole sizes its repair."""
     rule = bucket.rule
     whole = [_as_rows(tensor) for tensor in (bucket.params[0], bucket.grads[0], *_moments(bucket))]
@@ -144,9 +149,10 @@ def _advance_and_repair(bucket: Bucket, view: int, stats: Tensor, *, recording: 
         torch.sum(step.mul_(old), 1, out=stats[Statistic.STEP_DOT, block])
         sizing = stats[:, block]
         if view == View.LAYER:
-            sizing = sizing.sum(1, keepdim=True)
+            sizing = sizing.unflatten(1, (heads, -1)).sum(2)
         part = radial_part(sizing, rule.eps) if view != View.NONE else torch.zeros_like(sizing[0])
-        weight.addcmul_(old, (part - decay).unsqueeze(1))
+        shift = (part - decay).unsqueeze(1)
+        weight.view(len(shift), -1).addcmul_(old.view(len(shift), -1), shift)
 
 
 def _moments(bucket: Bucket) -> list[Tensor]:

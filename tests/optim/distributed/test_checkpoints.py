@@ -25,7 +25,19 @@ from tests.optim.distributed.strategies import STRATEGIES, Net, Pair, single_bac
 from tests.tolerances import assert_close
 from tests.training import params_of
 
+
+def _declared(params):
+    """Groups of a declaration each; weights are told by their shapes, which shards have too."""
+    shapes = {(6, 2, 3, 3): "row", (10, 96): ("head", 5), (9, 10): ("head_dim", 3)}
+    groups = {value: [] for value in ["auto", *shapes.values()]}
+    for param in params:
+        groups[shapes.get(tuple(param.shape), "auto")].append(param)
+    groups = [{"params": g, "scale_invariant": value} for value, g in groups.items()]
+    return AdamP(groups, lr=3e-3, weight_decay=0.1)
+
+
 MAKERS = {
+    "AdamP, declared": _declared,
     "AdamP": lambda params: AdamP(params, lr=3e-3, weight_decay=0.1),
     "SGDP": lambda params: SGDP(params, lr=0.05, momentum=0.9, nesterov=True),
     "SGDP without momentum": lambda params: SGDP(params, lr=0.05),
@@ -150,6 +162,7 @@ def test_sharded_checkpoint_goes_on_without_processes(pool, tmp_path, maker):
 def check_round_trip(maker, options, dtype):
     """Into new objects and back, bit for bit; and both go on alike."""
     first, second = (_pair("FSDP2, Shard(0)", maker, dtype) for _ in range(2))
+    declared = [group["scale_invariant"] for group in first.optimizer.param_groups]
     for step in range(BEFORE):
         first.step(step)
     # A copy: loading keeps the tensors that it is given, as in torch.optim.
@@ -166,6 +179,9 @@ def check_round_trip(maker, options, dtype):
             "broadcast_from_rank0": not options.get("flatten_optimizer_state_dict"),
         }
     _set_state(second.spread, second.optimizer, saved, **options)
+    # torch makes lists of tuples where it sends a state dictionary around.
+    loaded = [group["scale_invariant"] for group in second.optimizer.param_groups]
+    assert [tuple(v) if isinstance(v, list) else v for v in loaded] == declared
     _assert_copies_equal(_copies(second.optimizer), _copies(first.optimizer))
     for step in range(BEFORE, BEFORE + AFTER):
         first.step(step)
@@ -175,7 +191,11 @@ def check_round_trip(maker, options, dtype):
 
 
 @pytest.mark.parametrize(
-    ("maker", "options"), [*(("AdamP", name) for name in OPTIONS), ("SGDP", "full, offloaded")]
+    ("maker", "options"),
+    [
+        *((maker, name) for maker in ("AdamP", "AdamP, declared") for name in OPTIONS),
+        ("SGDP", "full, offloaded"),
+    ],
 )
 def test_optimizer_state_dict_round_trip_is_exact(pool, maker, options):
     pool.run(check_round_trip, maker, OPTIONS[options], torch.float32)

@@ -10,6 +10,7 @@ import torch
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard
 
+from tests.declarations import DECLARED, groups_of
 from tests.optim.distributed.sharded import (
     assert_parts_close,
     set_sharded_grads,
@@ -86,3 +87,40 @@ def test_placement_matches_single_process(pools, size, case, family, flags):
 @pytest.mark.parametrize("case", ["rows", "columns"])
 def test_placement_of_dtype_matches_single_process(pools, case, dtype):
     pools(3).run(check_placement, 3, case, 0, {}, dtype)
+
+
+def check_declared(size, case, family_index, flags):
+    mesh_shape, placements = PLACEMENTS[size][case]
+    mesh = init_device_mesh("cpu", mesh_shape)
+    family = FAMILIES[family_index]
+    weights = make_weights(names=list(DECLARED))
+    sharded = dict(zip(DECLARED, shard_weights(weights.values(), mesh, placements), strict=True))
+    options = {**family.base, **OPTIONS[family.name], **flags}
+    expected = family.cls(groups_of(weights), **options)
+    actual = family.cls(groups_of(sharded), **options)
+    expected.record_steps = actual.record_steps = True
+    for step in range(4):
+        grads = make_grads(weights.values(), "mix", step)
+        if step == 2:
+            # On one process; the others have to hear of it.
+            grads[0][-1, -1] = torch.nan
+        set_grads(list(weights.values()), grads)
+        set_sharded_grads(list(sharded.values()), grads)
+        expected.step()
+        actual.step()
+        assert_parts_close(family, actual, expected, names=DECLARED, step=step)
+        assert _views(actual) == _views(expected)
+
+
+def _views(optimizer):
+    return sorted(view for record in optimizer.last_step for view in record.view.tolist())
+
+
+@pytest.mark.parametrize("flags", FLAGS)
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+@pytest.mark.parametrize(("size", "case"), CASES)
+def test_declared_heads_split_between_processes_match_single_process(
+    pools, size, case, family, flags
+):
+    """Over 3 and 4 processes some heads' rows are not all on one."""
+    pools(size).run(check_declared, size, case, FAMILIES.index(family), FLAGS[flags])

@@ -7,10 +7,11 @@ Every strategy with its own forward and backward.
 
 import pytest
 
+from hf_adamp import AdamP
 from tests.optim.distributed.sharded import whole
-from tests.optim.distributed.strategies import STRATEGIES, Pair, Strategy
-from tests.references import CHANNEL, LAYER, NONE
-from tests.tables.optimizer_options import FAMILIES
+from tests.optim.distributed.strategies import STRATEGIES, Net, Pair, Strategy
+from tests.references import CHANNEL, HEAD, LAYER, NONE
+from tests.tables.optimizer_options import ADAMP, FAMILIES
 from tests.tolerances import assert_close
 
 OPTIONS = {
@@ -69,3 +70,34 @@ def test_training_matches_single_process(pools, strategy, size, family):
 @pytest.mark.parametrize(("strategy", "size"), [c for c in CASES if c[1] == 4][:3], ids=_id)
 def test_training_by_path_matches_single_process(pools, strategy, size, foreach):
     pools(size).run(check_training, STRATEGIES.index(strategy), 0, {"foreach": foreach})
+
+
+DECLARED = {"conv.weight": "row", "up.weight": ("head", 5), "down.weight": ("head_dim", 3)}
+
+
+def check_declared_training(strategy_index):
+    strategy = STRATEGIES[strategy_index]
+    names = [name for name, _ in Net().named_parameters()]
+
+    def make(params):
+        declared = [(p, DECLARED.get(n, "auto")) for n, p in zip(names, params, strict=True)]
+        groups = [{"params": [param], "scale_invariant": value} for param, value in declared]
+        return AdamP(groups, **OPTIONS["AdamP"])
+
+    pair = Pair(strategy, make)
+    pair.single_optimizer.record_steps = True
+    for step in range(4):
+        pair.step(step)
+        views = _views(pair.single_optimizer, names)
+        assert (views["conv.weight"], views["up.weight"], views["down.weight"]) == (
+            CHANNEL,
+            HEAD,
+            HEAD,
+        )
+        _assert_pair_close(pair, ADAMP, step)
+
+
+@pytest.mark.parametrize(("strategy", "size"), CASES, ids=_id)
+def test_declared_training_matches_single_process(pools, strategy, size):
+    """Among them tensor parallelism under FSDP2, which interleaves the rows of its processes."""
+    pools(size).run(check_declared_training, STRATEGIES.index(strategy))
