@@ -11,6 +11,7 @@ from hf_adamp._version import __version__
 
 if TYPE_CHECKING:
     from hf_adamp.diagnostics import ProjectionLog
+    from hf_adamp.diagnostics.probe import ProbeReport, probe
     from hf_adamp.integration.registration import register
     from hf_adamp.integration.trainer import AdamPMixin, AdamPTrainer, create_optimizer
     from hf_adamp.optim.adamp import AdamP, adamp
@@ -22,11 +23,13 @@ __all__ = [
     "AdamP",
     "AdamPMixin",
     "AdamPTrainer",
+    "ProbeReport",
     "ProjectionLog",
     "__version__",
     "adamp",
     "create_optimizer",
     "get_param_groups",
+    "probe",
     "register",
     "sgdp",
 ]
@@ -35,11 +38,13 @@ _HOME = {
     "AdamP": "hf_adamp.optim.adamp",
     "AdamPMixin": "hf_adamp.integration.trainer",
     "AdamPTrainer": "hf_adamp.integration.trainer",
+    "ProbeReport": "hf_adamp.diagnostics.probe",
     "ProjectionLog": "hf_adamp.diagnostics",
     "SGDP": "hf_adamp.optim.sgdp",
     "adamp": "hf_adamp.optim.adamp",
     "create_optimizer": "hf_adamp.integration.trainer",
     "get_param_groups": "hf_adamp.param_groups",
+    "probe": "hf_adamp.diagnostics.probe",
     "register": "hf_adamp.integration.registration",
     "sgdp": "hf_adamp.optim.sgdp",
 }

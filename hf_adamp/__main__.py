@@ -1,8 +1,11 @@
 """Launcher: run a training script unchanged, with ``--optim adamp`` and ``--optim sgdp`` known.
 
+Beside it the command ``inspect``, which says whether a model has scale-invariant weights.
+
     python -m hf_adamp run_glue.py --optim adamp ...
     torchrun --nproc_per_node 2 -m hf_adamp run_glue.py --optim adamp ...
     accelerate launch -m hf_adamp run_glue.py --optim adamp ...
+    python -m hf_adamp inspect Qwen/Qwen3-0.6B
 
 The script runs as ``__main__`` with the ``sys.argv`` and ``sys.path`` that Python itself would
 give it. Nothing is imported before the script imports it.
@@ -11,6 +14,7 @@ give it. Nothing is imported before the script imports it.
 import argparse
 import runpy
 import sys
+from importlib import import_module
 from pathlib import Path
 
 from hf_adamp import __version__
@@ -30,6 +34,9 @@ _LAUNCHERS = {
     "torchrun": "torchrun",
 }
 
+# Words that stand where a script would; a script of this name can be run as ./inspect.
+_COMMANDS = {"inspect": "hf_adamp.diagnostics.inspect_command"}
+
 
 def main(argv: list[str] | None = None) -> None:
     """Parse the launcher's own arguments and run the script or module behind them.
@@ -41,6 +48,10 @@ def main(argv: list[str] | None = None) -> None:
         SystemExit: With status 2 where the arguments name nothing that can be run, and whatever
             the script itself exits with.
     """
+    argv = sys.argv[1:] if argv is None else argv
+    if argv and argv[0] in _COMMANDS:
+        import_module(_COMMANDS[argv[0]]).main(argv[1:])
+        return
     parser = _parser()
     arguments = parser.parse_args(argv)
     target, *rest = arguments.module or arguments.script or [None]
@@ -70,8 +81,10 @@ def _reversed(launcher: str) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m hf_adamp",
-        usage="%(prog)s [-h] [--version] (SCRIPT | -m MODULE) [ARGS ...]",
-        description="Run a training script with --optim adamp and --optim sgdp known.",
+        usage="%(prog)s [-h] [--version] (SCRIPT | -m MODULE) [ARGS ...]\n"
+        "       %(prog)s inspect MODEL [OPTIONS]",
+        description="Run a training script with --optim adamp and --optim sgdp known, or inspect a "
+        "model (inspect --help).",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"hf-adamp {__version__}")

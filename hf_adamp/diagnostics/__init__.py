@@ -1,6 +1,7 @@
-"""What the optimizers do to the weights while a model trains, and pictures of it.
+"""Which weights are scale-invariant, what the optimizers do to them, and pictures of both.
 
-`ProjectionLog` needs Transformers and `plot_runs` needs matplotlib; each is imported when used.
+`probe` finds the weights before training, `ProjectionLog` follows them through it. `ProjectionLog`
+and `inspect_model` need Transformers and `plot_runs` needs matplotlib; each is imported when used.
 """
 
 from importlib import import_module
@@ -8,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hf_adamp.diagnostics.callback import ProjectionLog
+    from hf_adamp.diagnostics.models import inspect_model
     from hf_adamp.diagnostics.plots import plot_runs
 
-__all__ = ["ProjectionLog", "plot_runs"]
+__all__ = ["ProjectionLog", "inspect_model", "plot_runs"]
 
 _HOME = {
     "ProjectionLog": "hf_adamp.diagnostics.callback",
+    "inspect_model": "hf_adamp.diagnostics.models",
     "plot_runs": "hf_adamp.diagnostics.plots",
 }
 

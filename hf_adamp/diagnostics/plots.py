@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["COLOURS", "plot_runs", "read_run"]
+__all__ = ["COLOURS", "load_matplotlib", "plot_runs", "read_run"]
 
 
 class _Panel(NamedTuple):
@@ -86,7 +86,7 @@ def plot_runs(
         label: [read_run(f) for f in ([files] if isinstance(files, str | Path) else files)]
         for label, files in runs.items()
     }
-    figure_class, canvas_class = _load_matplotlib()
+    figure_class, canvas_class = load_matplotlib()
     figure = figure_class(figsize=(4.2 * len(_PANELS), 3.6), dpi=150, layout="constrained")
     canvas_class(figure)
     axes = figure.subplots(1, len(_PANELS))
@@ -124,7 +124,8 @@ def _draw(axis: Axes, key: str, label: str, seeds: list[list[dict[str, Any]]], i
         axis.fill_between(steps, lowest, highest, color=colour, alpha=0.18, linewidth=0)
 
 
-def _load_matplotlib() -> tuple[Any, Any]:
+def load_matplotlib() -> tuple[Any, Any]:
+    """Return the classes Figure and FigureCanvasAgg, or say what to install."""
     try:
         # Not pyplot: it would choose a window system and keep every figure in memory.
         agg, figure = (import_module(f"matplotlib.{m}") for m in ("backends.backend_agg", "figure"))

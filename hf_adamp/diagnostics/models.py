@@ -1,0 +1,233 @@
+"""A model of Transformers by name, small enough to probe: from the Hub, a folder or a config.
+
+Transformers is imported when a model is asked for.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from hf_adamp.diagnostics.layers import Cut, cut_layers
+from hf_adamp.diagnostics.probe import ProbeReport, WeightReport, probe
+
+__all__ = ["inspect_model", "load_config"]
+
+# Which head a bare model type gets: the first of these that knows it.
+_HEADS = (
+    "AutoModelForSeq2SeqLM",
+    "AutoModelForSpeechSeq2Seq",
+    "AutoModelForZeroShotImageClassification",
+    "AutoModelForMaskedLM",
+    "AutoModelForCausalLM",
+    "AutoModelForImageClassification",
+    "AutoModelForAudioClassification",
+    "AutoModel",
+)
+_VOCABULARY = 1024
+
+
+def inspect_model(
+    name: str,
+    *,
+    pretrained: bool = False,
+    all_layers: bool = False,
+    settings: Mapping[str, Any] | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    **options: Any,
+) -> ProbeReport:
+    """Probe a model of Transformers by its name.
+
+    Without `pretrained` only the config is read, and the model is built with random weights from
+    one layer of each kind and a vocabulary of 1024; widths stay as they are. The report names the
+    weights of the whole model: a layer that was left out has the result of the one like it.
+
+    Args:
+        name: An id on the Hub, a folder with a `config.json`, such a file, or a model type
+            (`resnet`, `qwen3`), which stands for the default values of its config.
+        pretrained: Load the weights, of all layers.
+        all_layers: Build all layers, and the whole vocabulary.
+        settings: Values to change in the config, by name.
+        revision: Of a model on the Hub.
+        trust_remote_code: Run the code that comes with the model.
+        options: Of `probe`: `inputs`, `gradients`, `delta`, `seed`.
+
+    Raises:
+        ValueError: There is no such model, a setting is unknown, or its input cannot be made up.
+        MemoryError: The model needs more memory than is free.
+
+    Example:
+        >>> inspect_model("resnet").granularities["resnet.embedder.embedder.convolution.weight"]
+        'row'
+
+    Source: docs/which-models.md.
+    """
+    hub = {"revision": revision, "trust_remote_code": trust_remote_code}
+    config = load_config(name, **hub)
+    for key, value in (settings or {}).items():
+        _set(config, key, value)
+    if pretrained:
+        model = _model_class(config).from_pretrained(name, config=config, **hub)
+        return probe(model, **options)
+    plan = _plan(config, whole=all_layers)
+    torch.manual_seed(options.get("seed", 0))
+    report = probe(_build(plan.config), **options)
+    notes = (*report.notes, "The weights are random; the pretrained ones were not loaded.")
+    return replace(report, weights=_whole(report, plan), notes=(*notes, *plan.notes))
+
+
+def load_config(name: str, **hub: Any) -> Any:
+    """Find the config of a model by its name; see `inspect_model`."""
+    transformers = import_module("transformers")
+    path = Path(name)
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise ValueError(f"the folder {name} has no config.json; give the folder of one model.")
+    if not path.exists() and name in transformers.CONFIG_MAPPING:
+        return transformers.AutoConfig.for_model(name)
+    try:
+        return transformers.AutoConfig.from_pretrained(name, **hub)
+    except (OSError, ValueError, KeyError) as error:
+        if path.exists():
+            raise ValueError(f"{name} holds no config that Transformers reads: {error}") from error
+        raise ValueError(
+            f"cannot find {name!r}: there is no such folder or file here, Transformers "
+            f"{transformers.__version__} knows no such model type, and the Hub did not give its "
+            f"config ({_first_line(error)}). Check the spelling and the connection; offline, "
+            "download the model's config.json and give its path."
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
+def _set(config: Any, key: str, value: Any) -> None:
+    *path, last = key.split(".")
+    part = config
+    for step in path:
+        part = getattr(part, step, None)
+    if not hasattr(part, last):
+        raise ValueError(
+            f"{type(config).__name__} has no {key!r} to set; it has "
+            f"{', '.join(sorted(k for k in config.to_dict() if not k.startswith('_')))}."
+        )
+    setattr(part, last, value)
+
+
+def _model_class(config: Any) -> Any:
+    """The class that the config names, or the first head of `_HEADS` that its type has."""
+    transformers = import_module("transformers")
+    for name in config.architectures or ():
+        if hasattr(transformers, name):
+            return getattr(transformers, name)
+    for head in _HEADS:
+        found = getattr(transformers, head)._model_mapping.get(type(config), None)
+        if found is not None:
+            return found[0] if isinstance(found, (list, tuple)) else found
+    raise ValueError(
+        f"Transformers has no model for {type(config).__name__}; load it yourself and call "
+        "hf_adamp.probe(model, inputs)."
+    )
+
+
+def _build(config: Any) -> nn.Module:
+    config = copy.deepcopy(config)
+    model: nn.Module = _model_class(config)(config)
+    return model
+
+
+def _on_meta(config: Any) -> nn.Module:
+    with torch.device("meta"):
+        return _build(config)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is built in place of the whole model."""
+
+    config: Any
+    cut: Cut | None
+    shapes: dict[str, tuple[int, ...]]
+    notes: tuple[str, ...]
+
+
+def _plan(config: Any, *, whole: bool) -> _Plan:
+    try:
+        model = _on_meta(config)
+    except (RuntimeError, NotImplementedError):
+        # Some models compute values while they are built, which nothing on meta has.
+        return _Plan(config, None, {}, ())
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    if whole:
+        _check_memory(shapes)
+        return _Plan(config, None, shapes, ())
+    cut = cut_layers(config, model, _on_meta)
+    notes = cut.notes
+    vocabulary = getattr(cut.config, "vocab_size", None)
+    if isinstance(vocabulary, int) and vocabulary > 8 * _VOCABULARY:
+        notes.append(f"The vocabulary was cut from {vocabulary} to {_VOCABULARY}.")
+        _cut_vocabulary(cut.config)
+    _check_memory({name: tuple(p.shape) for name, p in _on_meta(cut.config).named_parameters()})
+    return _Plan(cut.config, cut, shapes, tuple(notes))
+
+
+def _cut_vocabulary(config: Any) -> None:
+    config.vocab_size = _VOCABULARY
+    for name, value in list(vars(config).items()):
+        if name.endswith("token_id") and isinstance(value, int) and value >= _VOCABULARY:
+            setattr(config, name, 0)
+
+
+def _check_memory(shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse what would make the machine swap: float32 weights, float64 copies, two scratch."""
+    sizes = [math.prod(shape) for shape in shapes.values()]
+    needed = 12 * sum(sizes) + 24 * max(sizes, default=0)
+    free = _free_memory()
+    if free is not None and needed > free:
+        raise MemoryError(
+            f"the probe needs {needed / 1e9:.0f} GB and {free / 1e9:.0f} GB are free; make the "
+            "model smaller, as in --set num_local_experts=8."
+        )
+
+
+def _free_memory() -> int | None:
+    """In bytes; None where the system does not tell."""
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def _whole(report: ProbeReport, plan: _Plan) -> dict[str, WeightReport]:
+    """Give every weight of the whole model the result of the one that was probed for it."""
+    if plan.cut is None:
+        return dict(report.weights)
+    weights = {}
+    for name, shape in plan.shapes.items():
+        probed = report.weights.get(plan.cut.stand_in(name))
+        if probed is None:
+            continue
+        weights[name] = replace(
+            probed,
+            name=name,
+            shape=shape,
+            groups=_regrouped(probed.groups, probed.shape[0], shape[0]),
+            with_bias=_regrouped(probed.with_bias, probed.shape[0], shape[0]),
+            like=None if probed.name == name else probed.name,
+        )
+    return weights
+
+
+def _regrouped(groups: int | None, probed_rows: int, rows: int) -> int | None:
+    """As many groups as rows stay so when the whole weight has more rows."""
+    return rows if groups == probed_rows else groups

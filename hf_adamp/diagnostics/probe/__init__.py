@@ -1,0 +1,135 @@
+"""Which weights of a model are scale-invariant, found by scaling them.
+
+Source: Heo et al., "AdamP: Slowing Down the Slowdown for Momentum Optimizers on Scale-invariant
+Weights", ICLR 2021, https://arxiv.org/abs/2006.08217 (section 2: scale invariance; section 3.2: the
+test that AdamP makes in its place).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.nn.parameter import is_lazy
+
+from hf_adamp.diagnostics.dummy_inputs import dummy_batches
+from hf_adamp.diagnostics.probe.evaluation import Batch, Subject
+from hf_adamp.diagnostics.probe.examination import examine
+from hf_adamp.diagnostics.probe.report import Granularity, ProbeReport, WeightReport
+from hf_adamp.diagnostics.probe.sandbox import in_float64
+from hf_adamp.optim.projection import has_rows
+
+__all__ = ["Granularity", "ProbeReport", "WeightReport", "probe"]
+
+
+def probe(
+    model: nn.Module,
+    inputs: Batch | Sequence[Batch] | None = None,
+    *,
+    gradients: int = 8,
+    delta: float = 0.1,
+    seed: int = 0,
+) -> ProbeReport:
+    """Find the weights that can be scaled without changing what the model computes.
+
+    Every trainable weight with two dimensions or more is scaled: each row by a factor of its own,
+    then equal groups of rows (heads), then all rows together; the finest scaling that leaves the
+    output unchanged is the weight's granularity. Names and classes of modules play no part.
+
+    The model runs in float64, with normalization by the batch as in training and dropout off.
+    The eps of its norms, which makes no scaling quite exact, is taken away for the verdict and put
+    back to measure how exact it is. Parameters that are still constant (biases of 0, gains of 1)
+    count as if training had moved them. Nothing of this stays in the model: weights, gradients,
+    buffers, mode and random number generators are as they were found.
+
+    Needs memory for two float64 copies of the model's largest weight beside one of the whole model,
+    and some forward passes per weight.
+
+    Args:
+        model: The model, on one device, before any wrapper shards it.
+        inputs: A batch: a mapping of keyword arguments, a tuple of positional ones, or one tensor;
+            or a list of such batches. With labels in it, gradients are those of the loss the model
+            returns. None makes random ones for a model of Transformers.
+        gradients: Number of gradients on which AdamP's own test is tried, one a batch in turn;
+            >= 1. Where the model returns a loss, no more than there are batches.
+        delta: `delta` of that test; > 0.
+        seed: Of the random scales, readings and inputs.
+
+    Raises:
+        TypeError: `model` is no module, or `inputs` is no batch.
+        ValueError: A number is out of range, no weight can be probed, the model's output has no
+            floating-point tensor or is not finite, or `inputs` is missing and cannot be made up.
+        RuntimeError: A weight is sharded, or has no storage (meta device).
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten())
+        >>> probe(model, torch.randn(4, 3, 8, 8)).granularities
+        {'0.weight': 'row'}
+
+    Source: arXiv 2006.08217, sections 2 and 3.2; docs/which-models.md.
+    """
+    started = time.perf_counter()
+    names = _weights(model)
+    if isinstance(gradients, bool) or not isinstance(gradients, int) or gradients < 1:
+        raise ValueError(f"gradients={gradients!r} must be an integer >= 1.")
+    if not (math.isfinite(delta) and delta > 0):
+        raise ValueError(f"delta={delta} must be finite and > 0.")
+    batches = dummy_batches(model, gradients, seed) if inputs is None else _batches(inputs)
+    generator = torch.Generator().manual_seed(seed)
+    with in_float64(model, generator) as copies, torch.enable_grad():
+        subject = Subject(model, copies, batches, generator)
+        found, drawn = examine(subject, names, gradients, delta, generator)
+    weights = {
+        name: WeightReport(name, _module(model, name), **entry) for name, entry in found.items()
+    }
+    seconds = time.perf_counter() - started
+    return ProbeReport(type(model).__name__, weights, drawn, delta, seconds)
+
+
+def _weights(model: nn.Module) -> list[str]:
+    """Name the weights to probe, or say why they cannot be."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}.")
+    for name, parameter in model.named_parameters():
+        if is_lazy(parameter):
+            raise RuntimeError(f"{name} has no shape yet; run the model on one batch first.")
+        if parameter.is_meta:
+            raise RuntimeError(f"{name} is on the meta device, without values; load the model.")
+        if isinstance(parameter, DTensor) or getattr(parameter, "_fsdp_flattened", False):
+            raise RuntimeError(f"{name} is sharded; probe the model before it is wrapped.")
+        if parameter.device.type == "mps":
+            raise RuntimeError(f"{name} is on mps, which has no float64; use model.cpu().")
+    names = [
+        name
+        for name, p in model.named_parameters()
+        if p.requires_grad and p.is_floating_point() and has_rows(p.shape)
+    ]
+    if not names:
+        raise ValueError(
+            f"{type(model).__name__} has no trainable floating-point weight with two dimensions; "
+            "AdamP projects no other. Unfreeze some with requires_grad_(True)."
+        )
+    return names
+
+
+def _module(model: nn.Module, name: str) -> str:
+    """The class of the module a weight belongs to, as it was before torch parametrized it."""
+    holder = name.partition(".parametrizations.")[0] if ".parametrizations." in f".{name}" else ""
+    module = model.get_submodule(holder or name.rpartition(".")[0])
+    return type(module).__name__.removeprefix("Parametrized")
+
+
+def _batches(inputs: Batch | Sequence[Batch]) -> list[Batch]:
+    batches: list[Any] = inputs if isinstance(inputs, list) else [inputs]
+    wrong = [b for b in batches if not isinstance(b, (Mapping, tuple, Tensor))]
+    if wrong or not batches:
+        raise TypeError(
+            f"inputs holds {type(wrong[0]).__name__ if wrong else 'no batch'}; a batch is a "
+            "mapping of keyword arguments, a tuple of positional ones or a tensor."
+        )
+    return batches

@@ -1,0 +1,185 @@
+"""Outputs and gradients of a model in float64, reduced to a few numbers a row as they appear."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from hf_adamp.diagnostics.probe.sandbox import Precise, fixed_noise
+
+__all__ = ["Batch", "Gradients", "Subject", "relative_change"]
+
+Batch = Mapping[str, Any] | tuple[Any, ...] | Tensor
+
+# What Transformers' models return beside their result: stations on the way to it.
+_STATIONS = {
+    "attentions",
+    "cross_attentions",
+    "decoder_attentions",
+    "decoder_hidden_states",
+    "encoder_attentions",
+    "encoder_hidden_states",
+    "encoder_last_hidden_state",
+    "extract_features",
+    "hidden_states",
+    "intermediate_hidden_states",
+    "loss",
+    "past_key_values",
+    "router_logits",
+    "text_model_output",
+    "vision_model_output",
+}
+
+
+class Gradients(NamedTuple):
+    """Of one gradient: for every parameter and each of its rows `g·w` and `|g|²`."""
+
+    dot: dict[str, Tensor]
+    square: dict[str, Tensor]
+
+
+class Subject:
+    """A model in float64 with its batches.
+
+    Args:
+        model: The model, inside `in_float64`.
+        copies: Its float64 parameters by name.
+        batches: What it is run on.
+        generator: Source of the random readings.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        copies: dict[str, nn.Parameter],
+        batches: Sequence[Batch],
+        generator: torch.Generator,
+    ) -> None:
+        self._model = model
+        self.copies = copies
+        # |w|² of every row.
+        self.squares = {name: row_squares(copy.detach()) for name, copy in copies.items()}
+        self._batches = [_in_float64(batch) for batch in batches]
+        self._generator = generator
+
+    def outputs(self, *, shrink_eps: bool) -> list[Tensor]:
+        """Run the first batch; the result's floating-point tensors.
+
+        Raises:
+            ValueError: There are none, or one is not finite.
+        """
+        with torch.no_grad():
+            results = _results(self._forward(0, shrink_eps=shrink_eps))
+        name = type(self._model).__name__
+        if not any(result.numel() for result in results):
+            raise ValueError(f"{name} returned no floating-point tensor for inputs.")
+        if not all(bool(result.isfinite().all()) for result in results):
+            raise ValueError(f"{name}'s output is not finite for inputs; pass other ones.")
+        return results
+
+    def reading_gradients(self, draws: int, *, shrink_eps: bool) -> list[Gradients]:
+        """Gradients of random linear readings of the first batch's result.
+
+        A reading is `Σ r·y/|y|` with normal r: what holds for a few of them holds for any loss.
+        """
+        results = _results(self._forward(0, shrink_eps=shrink_eps))
+        return [self._backward(self._read(results), keep=True) for _ in range(draws)]
+
+    def loss_gradients(self, draws: int) -> list[Gradients]:
+        """Gradients as in training: of the loss where the model returns one, else of readings."""
+        gradients = []
+        for draw in range(draws):
+            output = self._forward(draw % len(self._batches), shrink_eps=False)
+            loss = output.get("loss") if isinstance(output, Mapping) else None
+            if loss is not None and draw >= len(self._batches):
+                break
+            gradients.append(self._backward(self._read(_results(output)) if loss is None else loss))
+        return gradients
+
+    def _forward(self, index: int, *, shrink_eps: bool) -> Any:
+        batch = self._batches[index]
+        fixed_noise()
+        with Precise(shrink_eps=shrink_eps):
+            if isinstance(batch, Mapping):
+                return self._model(**batch)
+            return self._model(*batch) if isinstance(batch, tuple) else self._model(batch)
+
+    def _read(self, results: list[Tensor]) -> Tensor:
+        total = torch.zeros((), dtype=torch.float64, device=results[0].device)
+        for result in results:
+            noise = torch.randn(result.shape, generator=self._generator, dtype=torch.float64)
+            total = total + (noise.to(result.device) * result).sum() / _norm(result)
+        return total
+
+    def _backward(self, scalar: Tensor, *, keep: bool = False) -> Gradients:
+        """Reduce each gradient to two numbers a row as soon as it is complete, and drop it."""
+        # A parameter that the output does not depend on gets no gradient.
+        empty = {name: torch.zeros_like(square) for name, square in self.squares.items()}
+        gradients = Gradients(empty, dict(empty))
+
+        def reduce(name: str, weight: Tensor) -> None:
+            assert weight.grad is not None
+            g, w = (t.detach().reshape(_rows(t), -1) for t in (weight.grad, weight))
+            gradients.dot[name] = torch.einsum("rc,rc->r", g, w)
+            gradients.square[name] = row_squares(g)
+            weight.grad = None
+
+        hooks = [
+            copy.register_post_accumulate_grad_hook(lambda weight, name=name: reduce(name, weight))
+            for name, copy in self.copies.items()
+        ]
+        try:
+            scalar.backward(retain_graph=keep)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return gradients
+
+
+def relative_change(before: list[Tensor], after: list[Tensor]) -> float:
+    """The largest `|after − before| / |before|` over the tensors of a result."""
+    return max(
+        float((b - a).norm() / _norm(a)) for a, b in zip(before, after, strict=True) if a.numel()
+    )
+
+
+def row_squares(tensor: Tensor) -> Tensor:
+    """`|t|²` of every row."""
+    norms: Tensor = torch.linalg.vector_norm(tensor.reshape(_rows(tensor), -1), dim=1)
+    return norms.square()
+
+
+def _norm(tensor: Tensor) -> Tensor:
+    norm: Tensor = torch.linalg.vector_norm(tensor.detach())
+    return norm.clamp(min=torch.finfo(torch.float64).tiny)
+
+
+def _rows(tensor: Tensor) -> int:
+    return tensor.shape[0] if tensor.ndim else 1
+
+
+def _in_float64(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.double() if value.is_floating_point() else value
+    if isinstance(value, Mapping):
+        return {key: _in_float64(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)) and type(value) in (tuple, list):
+        return type(value)(map(_in_float64, value))
+    return value
+
+
+def _results(output: Any) -> list[Tensor]:
+    """The floating-point tensors that are the model's result, at any depth."""
+    if isinstance(output, Tensor):
+        # Masked logits are -inf; a reading of them would be too.
+        return [output.masked_fill(output == -torch.inf, 0)] if output.is_floating_point() else []
+    if isinstance(output, Mapping):
+        results = [t for k, v in output.items() if k not in _STATIONS for t in _results(v)]
+        # A model that returns nothing but its loss is read by its loss.
+        return results or [t for key in ("loss",) if key in output for t in _results(output[key])]
+    if isinstance(output, (tuple, list)):
+        return [tensor for item in output for tensor in _results(item)]
+    return []

@@ -1,0 +1,179 @@
+"""The finest equal groups of rows that can be scaled on their own without any effect.
+
+Where the output does not change when a group is scaled, its derivative along the group is zero:
+`Σ g·w = 0` over the group (paper, equation 4). One gradient therefore screens every grouping of
+every weight at once; the groupings that pass are then scaled, and the output has the last word.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hf_adamp.diagnostics.probe.evaluation import Gradients, Subject, relative_change
+
+__all__ = ["Finding", "Screen", "find"]
+
+# `|cos(g, w)|·√dim` is about 1 for a random direction, whatever the dimension, and rounding of it
+# (below 1e-8 for every invariant weight of docs/which-models.md) for an invariant one.
+_LIMIT = 1e-6
+# A weight that changes the output by less has no effect on it: on one pixel a depthwise row is a
+# single number, which the norm behind it divides out but for what remains of its eps, 3e-10.
+_NOTHING = 1e-8
+# A group whose influence is a smaller share of the strongest group's has none.
+_DEAD = 1e-6
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What scaling a weight does.
+
+    Attributes:
+        groups: number of equal groups of rows that can be scaled on their own; None: not even all
+            rows together.
+        partial: number of groups, and the share of them (between 0 and 1) that can be scaled,
+            where it is not all.
+        effect: relative change of the output by a random change of the weight of the same size; 0
+            where the weight has no influence.
+        change: relative change of the output by scaling, with eps as it is; to first order where
+            there are no groups.
+    """
+
+    groups: int | None
+    partial: tuple[int, float] | None
+    effect: float
+    change: float
+
+
+class Screen:
+    """Row statistics of one weight, or of a weight and its bias, over some gradients.
+
+    Args:
+        subject: The model.
+        names: The tensors that are scaled together, with the same number of rows.
+        gradients: At least one.
+    """
+
+    def __init__(
+        self, subject: Subject, names: Sequence[str], gradients: Sequence[Gradients]
+    ) -> None:
+        self.rows = subject.copies[names[0]].shape[0]
+        self.numel = sum(subject.copies[name].numel() for name in names)
+        self.weight_sq = torch.stack([subject.squares[name] for name in names]).sum(0)
+        # (gradients, rows)
+        self.dot, self.grad_sq = (
+            torch.stack([sum(part[name] for name in names) for part in parts])  # type: ignore[misc]
+            for parts in zip(*gradients, strict=True)
+        )
+
+    @property
+    def effect(self) -> float:
+        """Relative change of the output by a random change of the weight as large as itself."""
+        squares = self.grad_sq.sum(1) * self.weight_sq.sum() / self.numel
+        return float(squares.mean().sqrt())
+
+    @property
+    def radial(self) -> float:
+        """Relative change of the output when the weight is scaled, to first order, by 2."""
+        return float(self.dot.sum(1).square().mean().sqrt())
+
+    def passing(self, groups: int) -> tuple[Tensor, Tensor]:
+        """Which groups have an influence, and which of those cannot be told from invariant ones."""
+        cosine, norms = self.cosines(groups)
+        alive = norms.amax(0) > _DEAD * norms.max()
+        radial = (cosine * math.sqrt(self.numel / groups)).amax(0)
+        return alive, alive & (radial < _LIMIT)
+
+    def cosines(self, groups: int) -> tuple[Tensor, Tensor]:
+        """`|cos(g, w)|` and `|g||w|` of each gradient and group."""
+        dot, grad_sq = (t.reshape(len(t), groups, -1).sum(2) for t in (self.dot, self.grad_sq))
+        norms = (grad_sq * self.weight_sq.reshape(groups, -1).sum(1)).sqrt()
+        return (dot.abs() / norms).nan_to_num(nan=0.0), norms
+
+    def groupings(self) -> Iterator[int]:
+        """Every number of equal groups, the finest first."""
+        small = [i for i in range(1, math.isqrt(self.rows) + 1) if self.rows % i == 0]
+        yield from sorted({*small, *(self.rows // i for i in small)}, reverse=True)
+
+
+def find(
+    subject: Subject,
+    names: Sequence[str],
+    gradients: Sequence[Gradients],
+    precise: list[Tensor],
+    plain: list[Tensor],
+    generator: torch.Generator,
+) -> Finding:
+    """Find the finest grouping of the rows of `names`, which are scaled together.
+
+    Args:
+        subject: The model.
+        names: A weight; or a weight and its bias.
+        gradients: Of random readings, with eps shrunk.
+        precise: The output with eps shrunk.
+        plain: The output with eps as it is.
+        generator: Source of the factors.
+    """
+    tensors = [subject.copies[name] for name in names]
+    screen = Screen(subject, names, gradients)
+    if screen.effect < _NOTHING:
+        return Finding(None, None, 0.0, 0.0)
+    partial: tuple[int, float] | None = None
+    for groups in screen.groupings():
+        alive, passed = screen.passing(groups)
+        share = float(passed.sum() / alive.sum())
+        if share == 1 and _unchanged(subject, tensors, groups, precise, screen.effect, generator):
+            change = _change(subject, tensors, groups, plain, generator, shrink_eps=False)
+            return Finding(groups, None, screen.effect, change)
+        if 0 < share < 1 and (partial is None or share > partial[1]):
+            partial = groups, share
+    # The derivative has shown that the output changes; a forward pass would show no more.
+    return Finding(None, partial, screen.effect, screen.radial)
+
+
+def _unchanged(
+    subject: Subject,
+    tensors: Sequence[Tensor],
+    groups: int,
+    before: list[Tensor],
+    effect: float,
+    generator: torch.Generator,
+) -> bool:
+    change = _change(subject, tensors, groups, before, generator, shrink_eps=True)
+    return change < _LIMIT * effect
+
+
+def _change(
+    subject: Subject,
+    tensors: Sequence[Tensor],
+    groups: int,
+    before: list[Tensor],
+    generator: torch.Generator,
+    *,
+    shrink_eps: bool,
+) -> float:
+    """Relative change of the output when every group gets its own factor between 0.5 and 2."""
+    exponents = 2 * torch.rand(groups, generator=generator, dtype=torch.float64) - 1
+    # One group alone must not draw a factor of 1.
+    factors = torch.exp2(exponents) if groups > 1 else torch.exp2(exponents.sign())
+    with _scaled(tensors, factors):
+        return relative_change(before, subject.outputs(shrink_eps=shrink_eps))
+
+
+@contextmanager
+def _scaled(tensors: Sequence[Tensor], factors: Tensor) -> Iterator[None]:
+    kept = [t.detach().clone() for t in tensors]
+    try:
+        with torch.no_grad():
+            for tensor in tensors:
+                tensor.reshape(len(factors), -1).mul_(factors[:, None].to(tensor.device))
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, values in zip(tensors, kept, strict=True):
+                tensor.copy_(values)
