@@ -6,6 +6,7 @@ Beside it the command ``inspect``, which says whether a model has scale-invarian
     torchrun --nproc_per_node 2 -m hf_adamp run_glue.py --optim adamp ...
     accelerate launch -m hf_adamp run_glue.py --optim adamp ...
     python -m hf_adamp inspect Qwen/Qwen3-0.6B
+    python -m hf_adamp plot RUN [RUN ...]
 
 The script runs as ``__main__`` with the ``sys.argv`` and ``sys.path`` that Python itself would
 give it. Nothing is imported before the script imports it.
@@ -33,9 +34,11 @@ _LAUNCHERS = {
     "torch.distributed.run": "torchrun",
     "torchrun": "torchrun",
 }
-
 # Words that stand where a script would; a script of this name can be run as ./inspect.
-_COMMANDS = {"inspect": "hf_adamp.diagnostics.inspect_command"}
+_COMMANDS = {
+    "inspect": "hf_adamp.diagnostics.inspect_command",
+    "plot": "hf_adamp.diagnostics.plot_command",
+}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -82,9 +85,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m hf_adamp",
         usage="%(prog)s [-h] [--version] (SCRIPT | -m MODULE) [ARGS ...]\n"
-        "       %(prog)s inspect MODEL [OPTIONS]",
-        description="Run a training script with --optim adamp and --optim sgdp known, or inspect a "
-        "model (inspect --help).",
+        "       %(prog)s inspect MODEL [OPTIONS]\n"
+        "       %(prog)s plot RUN [RUN ...] [OPTIONS]",
+        description="Run a training script with --optim adamp and --optim sgdp known, inspect a "
+        "model (inspect --help), or plot runs (plot --help).",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"hf-adamp {__version__}")

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hf_adamp.diagnostics.callback import ProjectionLog
+    from hf_adamp.diagnostics.loop import StepLog
     from hf_adamp.diagnostics.models import inspect_model
     from hf_adamp.diagnostics.plots import plot_runs
 
-__all__ = ["ProjectionLog", "inspect_model", "plot_runs"]
+__all__ = ["ProjectionLog", "StepLog", "inspect_model", "plot_runs"]
 
 _HOME = {
     "ProjectionLog": "hf_adamp.diagnostics.callback",
+    "StepLog": "hf_adamp.diagnostics.loop",
     "inspect_model": "hf_adamp.diagnostics.models",
     "plot_runs": "hf_adamp.diagnostics.plots",
 }

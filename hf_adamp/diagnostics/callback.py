@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import inspect
-import json
 import logging
-import math
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
 
-from hf_adamp.diagnostics.steps import Row, StepReader, summarize, watch
+from hf_adamp.diagnostics.report import Report, unwrap
+from hf_adamp.diagnostics.steps import StepReader, watch
 
 __all__ = ["ProjectionLog"]
 
 logger = logging.getLogger(__name__)
-
-_OTHER = "other"  # the kind of a weight that no module of the model holds
 
 
 class ProjectionLog(TrainerCallback):
@@ -31,14 +27,16 @@ class ProjectionLog(TrainerCallback):
     and every other reporter, on the console and in `trainer.state.log_history`:
 
     - `weight_norm`: the norm of all weights with two dimensions or more, before the step;
+    - `update_norm`: `|Δw|`, the length of the step, weight decay and projection included;
     - `effective_step`: `|Δw|/|w|`, how far the step turns or stretches them;
-    - `projected_channel`, `projected_layer`: the share of weights whose update was projected in
-      either view, over all steps since the last log;
+    - `projected_channel`, `projected_layer`, `not_projected`: the share of weights whose update
+      was projected in either view or in none, over all steps since the last log;
     - `projected_head`: likewise head by head, where `scale_invariant` declares heads;
+    - `channel_margin`: `max |cos(w, g)| · √dim` over the rows of all weights, in the last step;
     - `radial_share`: the share of the step that pointed along the weight before projection.
 
     AdamP and SGDP have computed these numbers during the step: they are kept on the device and
-    read when the Trainer logs. For any other optimizer the first two are measured, so that runs
+    read when the Trainer logs. For any other optimizer the first three are measured, so that runs
     can be compared: the weights are copied before a step that is going to be logged (with
     `logging_strategy="epoch"`, before every step), which takes their size in memory for a moment.
 
@@ -49,6 +47,12 @@ class ProjectionLog(TrainerCallback):
             one continues it. `None`, the default, writes none.
         per_kind: whether the logs also hold the numbers of each kind of module, as in
             `weight_norm/Conv2d`, where the model has more than one kind. Default: True.
+        weights: a regular expression; the logs also hold the numbers of each weight whose name it
+            is found in, as in `weight_norm/layers.0.q_proj.weight`. `None`, the default, logs
+            single weights to the file only.
+
+    Raises:
+        ValueError: `weights` is no regular expression.
 
     Example:
         ```python
@@ -62,13 +66,16 @@ class ProjectionLog(TrainerCallback):
     (norm growth and effective step) and section 3.2 (the test that chooses the view).
     """
 
-    def __init__(self, *, jsonl: str | Path | None = None, per_kind: bool = True) -> None:
-        self._jsonl = None if jsonl is None else Path(jsonl)
-        self._per_kind = per_kind
+    def __init__(
+        self,
+        *,
+        jsonl: str | Path | None = None,
+        per_kind: bool = True,
+        weights: str | None = None,
+    ) -> None:
+        self._report = Report(jsonl, per_kind=per_kind, weights=weights)
         self._reader: StepReader | None = None
         self._fresh = False
-        self._names: dict[int, str] = {}
-        self._kinds: dict[int, str] = {}
 
     def on_train_begin(
         self,
@@ -80,11 +87,9 @@ class ProjectionLog(TrainerCallback):
         **_: Any,
     ) -> None:
         """Learn the weights' names, start the file, and get in before the reporters."""
-        self._names, self._kinds = _describe_weights(model)
-        if self._jsonl is not None and state.is_world_process_zero:
-            self._jsonl.parent.mkdir(parents=True, exist_ok=True)
-            if state.global_step == 0:
-                self._jsonl.write_text("")
+        self._report.describe(model)
+        if state.is_world_process_zero:
+            self._report.start(resumed=state.global_step > 0)
         if not _run_before_reporters(self):
             logger.warning(
                 "ProjectionLog found no transformers CallbackHandler among its callers: its "
@@ -101,7 +106,7 @@ class ProjectionLog(TrainerCallback):
         **_: Any,
     ) -> None:
         """Follow the optimizer at hand; a Trainer may make another one in a later attempt."""
-        inner = _unwrap(optimizer)
+        inner = unwrap(optimizer)
         if self._reader is None or self._reader.optimizer is not inner:
             self._close()
             self._reader = watch(inner)
@@ -135,20 +140,14 @@ class ProjectionLog(TrainerCallback):
             return
         self._fresh = False
         read = self._reader.read()
-        overall = summarize([row for _, row in read])
-        added = dict(overall)
-        kinds: dict[str, list[Row]] = {}
-        for weight, row in read:
-            kinds.setdefault(self._kinds.get(id(weight), _OTHER), []).append(row)
-        if self._per_kind and len(kinds) > 1:
-            for kind, rows in kinds.items():
-                added |= {f"{name}/{kind}": value for name, value in summarize(rows).items()}
+        added = self._report.numbers(read)
         logs.update(added)
         # The Trainer has already filed a copy of the logs.
         if state.log_history and state.log_history[-1].get("step") == state.global_step:
             state.log_history[-1].update(added)
-        if self._jsonl is not None and state.is_world_process_zero:
-            self._write(self._jsonl, state, {"loss": logs["loss"], **overall}, read)
+        if state.is_world_process_zero:
+            when = {"step": state.global_step, "epoch": state.epoch}
+            self._report.write(when, {"loss": logs["loss"]}, read)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -160,41 +159,6 @@ class ProjectionLog(TrainerCallback):
         if self._reader is not None:
             self._reader.close()
             self._reader = None
-
-    def _write(
-        self,
-        path: Path,
-        state: TrainerState,
-        overall: Mapping[str, float],
-        read: Iterable[tuple[Tensor, Row]],
-    ) -> None:
-        when = {"step": state.global_step, "epoch": state.epoch}
-        lines = [{**when, "weight": None, **overall}]
-        for index, (weight, row) in enumerate(read):
-            name = self._names.get(id(weight), f"weight {index}")
-            lines.append(
-                {**when, "weight": name, "kind": self._kinds.get(id(weight), _OTHER), **row}
-            )
-        with path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(_finite(line)) + "\n" for line in lines)
-
-
-def _describe_weights(model: nn.Module) -> tuple[dict[int, str], dict[int, str]]:
-    """Return the name of each weight and the class of the module that holds it, by identity."""
-    names = {id(p): name.replace("_orig_mod.", "") for name, p in model.named_parameters()}
-    kinds = {
-        id(p): type(module).__name__
-        for module in model.modules()
-        for p in module.parameters(recurse=False)
-    }
-    return names, kinds
-
-
-def _unwrap(optimizer: Optimizer) -> Optimizer:
-    """Return the optimizer inside Accelerate's wrapper, or any other that has an `optimizer`."""
-    while isinstance(inner := getattr(optimizer, "optimizer", None), Optimizer):
-        optimizer = inner
-    return optimizer
 
 
 def _will_log(args: TrainingArguments, state: TrainerState) -> bool:
@@ -222,11 +186,3 @@ def _run_before_reporters(callback: TrainerCallback) -> bool:
             return True
         frame = frame.f_back
     return False
-
-
-def _finite(line: Mapping[str, Any]) -> dict[str, Any]:
-    """Write what is not a number as null: JSON knows no NaN."""
-    return {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value
-        for key, value in line.items()
-    }

@@ -1,8 +1,7 @@
-"""Pictures of `ProjectionLog`'s files: runs beside each other, one panel a quantity."""
+"""Pictures of what `ProjectionLog` logged: runs beside each other, one panel a quantity."""
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -10,10 +9,15 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from hf_adamp.diagnostics.runs import read_run
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = ["COLOURS", "load_matplotlib", "plot_runs", "read_run"]
+
+
+_Series = dict[str, list[list[dict[str, Any]]]]
 
 
 class _Panel(NamedTuple):
@@ -24,32 +28,14 @@ class _Panel(NamedTuple):
 
 
 _PANELS = (
-    _Panel("loss", "Training loss", "cross-entropy (nats)", "log"),
-    _Panel("weight_norm", "Weight norm", "‖w‖ of all weights, 2-D and up", "linear"),
-    _Panel("effective_step", "Effective step", "‖Δw‖ / ‖w‖ per optimizer step", "log"),
+    _Panel("loss", "Training loss", "loss as logged", "log"),
+    _Panel("weight_norm", "Weight norm", "‖w‖ of {weights}", "linear"),
+    _Panel("effective_step", "Effective step", "‖Δw‖ / ‖w‖ an optimizer step", "log"),
+    _Panel("projected", "Projected", "share of weights and steps", "linear"),
 )
 # Okabe and Ito's palette, which colour-blind readers can tell apart: https://jfly.uni-koeln.de/color/
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _LINES = ("-", "--", "-.", ":")
-
-
-def read_run(path: str | Path) -> list[dict[str, Any]]:
-    """Return the lines of a `ProjectionLog` file that speak of the whole model, in order.
-
-    Args:
-        path: the file that `ProjectionLog(jsonl=…)` wrote.
-
-    Raises:
-        ValueError: the file has no such line.
-    """
-    with Path(path).open(encoding="utf-8") as file:
-        rows = [row for row in map(json.loads, file) if row["weight"] is None]
-    if not rows:
-        raise ValueError(
-            f"{path} holds no line for the whole model; train with ProjectionLog(jsonl=...) for "
-            "at least logging_steps steps first."
-        )
-    return rows
 
 
 def plot_runs(
@@ -57,46 +43,53 @@ def plot_runs(
     output: str | Path,
     *,
     title: str | None = None,
+    weights: str | None = None,
 ) -> Path:
-    """Draw loss, weight norm and effective step of several runs over their steps.
+    """Draw loss, weight norm, effective step and projected share of several runs over their steps.
 
     Several files under one label are runs that differ by seed: the line is their median, and a
-    band reaches from the least to the greatest.
+    band reaches from the least to the greatest. A panel of which no run knows anything is left out.
 
     Args:
-        runs: a label for each run, and its `ProjectionLog` file or files.
+        runs: a label for each run, and where it is, or where several are; see `read_run`.
         output: the picture to write; its ending chooses the format (`.png`, `.pdf`, `.svg`).
         title: a headline above the panels. Default: none.
+        weights: a regular expression that chooses weights by name; see `read_run`. The loss
+            remains that of the whole model. Default: all weights with two dimensions or more.
 
     Returns:
         The path of the picture.
 
     Raises:
-        ValueError: there is no run, or a file holds no line for the whole model.
-        ModuleNotFoundError: matplotlib is not installed.
+        ValueError: there is no run, one holds no line for the whole model, or none of the weights.
+        FileNotFoundError: a run is not there.
+        ModuleNotFoundError: matplotlib is not installed, or a run needs TensorBoard.
 
     Example:
         ```python
-        plot_runs({"AdamP": "adamp.jsonl", "AdamW": "adamw.jsonl"}, "runs.png")
+        plot_runs({"AdamP": "runs/adamp", "AdamW": "runs/adamw"}, "runs.png", weights="conv")
         ```
     """
     if not runs:
         raise ValueError("runs={} holds no run; give at least one label and its file.")
     series = {
-        label: [read_run(f) for f in ([files] if isinstance(files, str | Path) else files)]
+        label: [
+            _with_share(read_run(file, weights))
+            for file in ([files] if isinstance(files, str | Path) else files)
+        ]
         for label, files in runs.items()
     }
     figure_class, canvas_class = load_matplotlib()
-    figure = figure_class(figsize=(4.2 * len(_PANELS), 3.6), dpi=150, layout="constrained")
+    known = {key for seeds in series.values() for seed in seeds for row in seed for key in row}
+    panels = [panel for panel in _PANELS if panel.key in known]
+    columns = 2 if len(panels) == 4 else len(panels)
+    rows = len(panels) // columns
+    figure = figure_class(figsize=(4.2 * columns, 3.6 * rows), dpi=150, layout="constrained")
     canvas_class(figure)
-    axes = figure.subplots(1, len(_PANELS))
-    for axis, panel in zip(axes, _PANELS, strict=True):
-        for index, (label, seeds) in enumerate(series.items()):
-            _draw(axis, panel.key, label, seeds, index)
-        axis.set_title(panel.title, fontsize=11)
-        axis.set(xlabel="optimizer step", ylabel=panel.unit, yscale=panel.scale)
-        axis.grid(alpha=0.25, linewidth=0.6)
-        axis.spines[["top", "right"]].set_visible(False)
+    axes = figure.subplots(rows, columns, squeeze=False).flat
+    meant = "all weights, 2-D and up" if weights is None else f"weights with “{weights}”"
+    for axis, panel in zip(axes, panels, strict=True):
+        _draw_panel(axis, panel, series, panel.unit.format(weights=meant))
     axes[0].legend(frameon=False)
     if title is not None:
         figure.suptitle(title, fontsize=12)
@@ -106,13 +99,36 @@ def plot_runs(
     return output
 
 
-def _draw(axis: Axes, key: str, label: str, seeds: list[list[dict[str, Any]]], index: int) -> None:
-    """Draw one quantity of one label: the median of its seeds, and their band."""
+def _with_share(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Add up the views, so that one line tells how often a run's weights are projected."""
+    for row in rows:
+        shares = [value for key, value in row.items() if key.startswith("projected_")]
+        if shares:
+            row["projected"] = math.fsum(shares)
+    return rows
+
+
+def _draw_panel(axis: Axes, panel: _Panel, series: _Series, unit: str) -> None:
+    lowest = min(
+        _draw(axis, panel.key, label, seeds, index)
+        for index, (label, seeds) in enumerate(series.items())
+    )
+    axis.set_title(panel.title, fontsize=11)
+    # Losses may be negative, and a step of length 0 has no place on a logarithmic axis.
+    scale = panel.scale if lowest > 0 else "linear"
+    axis.set(xlabel="optimizer step", ylabel=unit, yscale=scale)
+    axis.grid(alpha=0.25, linewidth=0.6)
+    axis.spines[["top", "right"]].set_visible(False)
+    if panel.key == "projected":
+        axis.set_ylim(-0.03, 1.03)
+
+
+def _draw(axis: Axes, key: str, label: str, seeds: list[list[dict[str, Any]]], index: int) -> float:
+    """Draw one quantity of one label, the median of its seeds and their band; return the least."""
     by_step: dict[int, list[float]] = {}
     for row in (row for seed in seeds for row in seed):
-        # A quantity is null, or absent, where it was not finite: leave a gap.
-        value = row.get(key)
-        by_step.setdefault(row["step"], []).append(math.nan if value is None else value)
+        # A quantity is absent where it was not finite: leave a gap.
+        by_step.setdefault(row["step"], []).append(row.get(key, math.nan))
     steps = sorted(by_step)
     colour = COLOURS[index % len(COLOURS)]
     middle = [statistics.median(by_step[step]) for step in steps]
@@ -122,6 +138,8 @@ def _draw(axis: Axes, key: str, label: str, seeds: list[list[dict[str, Any]]], i
     if len(seeds) > 1:
         lowest, highest = ([pick(by_step[s]) for s in steps] for pick in (min, max))
         axis.fill_between(steps, lowest, highest, color=colour, alpha=0.18, linewidth=0)
+    drawn = [value for values in by_step.values() for value in values if math.isfinite(value)]
+    return min(drawn, default=math.inf)
 
 
 def load_matplotlib() -> tuple[Any, Any]:

@@ -17,13 +17,18 @@ from torch.optim import Optimizer
 
 from hf_adamp.optim.projection import StepRecord, View, has_rows
 
-__all__ = ["RecordedSteps", "Row", "SnapshotSteps", "StepReader", "summarize", "watch"]
+__all__ = ["Read", "RecordedSteps", "Row", "SnapshotSteps", "StepReader", "summarize", "watch"]
 
 Row = dict[str, float | str]
 Read = list[tuple[Tensor, Row]]
 
-_SHARES = ("projected_channel", "projected_layer", "projected_head", "radial_share")
-_VIEWS = (View.CHANNEL, View.LAYER, View.HEAD)
+_VIEWS = {
+    "not_projected": View.NONE,
+    "projected_channel": View.CHANNEL,
+    "projected_layer": View.LAYER,
+    "projected_head": View.HEAD,
+}
+_SHARES = (*_VIEWS, "radial_share")
 
 
 class StepReader(Protocol):
@@ -68,7 +73,7 @@ class RecordedSteps:
         """Add the views of this step to the counts."""
         for section in self._sections():
             key = tuple(map(id, section.params))
-            fired = torch.stack([section.view == view for view in _VIEWS])
+            fired = torch.stack([section.view == view for view in _VIEWS.values()])
             counted = self._fired.get(key)
             self._fired[key] = fired.int() if counted is None else counted + fired
             self._steps[key] = self._steps.get(key, 0) + 1
@@ -82,14 +87,14 @@ class RecordedSteps:
 
     def _read_section(self, section: StepRecord) -> Iterable[tuple[Tensor, Row]]:
         key = tuple(map(id, section.params))
-        shares = self._fired[key] / self._steps[key]
         columns = {
             "view": section.view,
-            **{f"projected_{view.name.lower()}": shares[i] for i, view in enumerate(_VIEWS)},
+            **dict(zip(_VIEWS, self._fired[key] / self._steps[key], strict=True)),
             "max_cosine": section.max_cosine,
             "channel_margin": section.channel_margin,
             "layer_margin": section.layer_margin,
             "weight_norm": section.weight_norm,
+            "update_norm": section.update_norm,
             "effective_step": section.update_norm / section.weight_norm,
             "radial_share": section.radial_share,
         }
@@ -142,7 +147,14 @@ class SnapshotSteps:
         weights, table = self._measured
         self._measured = None
         return [
-            (weight, {"weight_norm": norm, "effective_step": update / norm if norm else math.nan})
+            (
+                weight,
+                {
+                    "weight_norm": norm,
+                    "update_norm": update,
+                    "effective_step": update / norm if norm else math.nan,
+                },
+            )
             for weight, (norm, update) in zip(weights, table.tolist(), strict=True)
         ]
 
@@ -155,16 +167,19 @@ def summarize(rows: Sequence[Row]) -> dict[str, float]:
     """Put the numbers of several weights into one of each kind.
 
     Norms are those of all the weights as one vector, and so is the effective step. Shares are the
-    mean over the weights; that of heads is left out where none is declared. Weights without a
-    number (zero, NaN) do not count.
+    mean over the weights; that of heads is left out where none is declared. The channel view's
+    margin is the largest: below delta, the view holds for all of them. Weights without a number
+    (zero, NaN) do not count.
     """
     known = [row for row in rows if math.isfinite(row["effective_step"])]  # type: ignore[arg-type]
     if not known:
         return {}
-    norms = [float(row["weight_norm"]) for row in known]
-    updates = [float(row["effective_step"]) * n for row, n in zip(known, norms, strict=True)]
-    norm = math.hypot(*norms)
-    summary = {"weight_norm": norm, "effective_step": math.hypot(*updates) / norm}
+    norm, update = (
+        math.hypot(*(float(row[name]) for row in known)) for name in ("weight_norm", "update_norm")
+    )
+    summary = {"weight_norm": norm, "update_norm": update, "effective_step": update / norm}
+    if "channel_margin" in known[0]:
+        summary["channel_margin"] = max(float(row["channel_margin"]) for row in known)
     for share in _SHARES:
         if share in known[0]:
             summary[share] = math.fsum(float(row[share]) for row in known) / len(known)

@@ -1,33 +1,21 @@
 """ProjectionLog inside a real Trainer: what arrives where, and what it leaves behind."""
 
-import json
 import subprocess
 import sys
 
 import pytest
 import torch
-from torch import nn
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import TrainerCallback
 
 from hf_adamp import AdamP, ProjectionLog
 from hf_adamp.diagnostics.steps import SnapshotSteps
-
-COMMON = {"weight_norm", "effective_step"}
-PROJECTION = {"projected_channel", "projected_layer", "radial_share"}
-
-
-class Net(nn.Module):
-    """A normalized convolution and a classifier, with the loss in its output."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(1, 4, 3, bias=False)
-        self.norm = nn.BatchNorm2d(4)
-        self.head = nn.Linear(4, 3)
-
-    def forward(self, pixel_values, labels):
-        logits = self.head(self.norm(self.conv(pixel_values)).relu().mean((2, 3)))
-        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+from tests.diagnostics.tiny_training import (
+    COMMON,
+    PROJECTION,
+    losses_of,
+    make_trainer,
+    read_lines,
+)
 
 
 class Reporter(TrainerCallback):
@@ -38,33 +26,6 @@ class Reporter(TrainerCallback):
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         self.seen.append(dict(logs))
-
-
-def make_trainer(folder, callbacks, *, optimizer=AdamP, steps=6, **arguments):
-    torch.manual_seed(0)
-    data = [{"pixel_values": torch.randn(1, 6, 6), "labels": i % 3} for i in range(24)]
-    options = {"logging_steps": 2, "max_steps": steps, "save_strategy": "no", **arguments}
-    args = TrainingArguments(
-        str(folder), use_cpu=True, report_to="none", disable_tqdm=True, **options
-    )
-    model = Net()
-    optimizers = (optimizer(model.parameters(), lr=0.01), None)
-    return Trainer(
-        model=model,
-        args=args,
-        train_dataset=data,
-        eval_dataset=data,
-        callbacks=callbacks,
-        optimizers=optimizers,
-    )
-
-
-def losses_of(entries):
-    return [entry for entry in entries if "loss" in entry]
-
-
-def read_lines(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def test_numbers_reach_the_reporters_and_the_history_together(tmp_path):
@@ -162,6 +123,21 @@ def test_kinds_of_modules_are_told_apart_unless_switched_off(tmp_path):
         entry = trainer.state.log_history[0]
         assert ("weight_norm/Conv2d" in entry) is per_kind
         assert ("projected_channel/Linear" in entry) is per_kind
+
+
+def test_weights_that_are_named_are_logged_one_by_one(tmp_path):
+    trainer = make_trainer(tmp_path, [ProjectionLog(weights="^conv", per_kind=False)])
+    trainer.train()
+    entry = trainer.state.log_history[0]
+    assert {key for key in entry if "/" in key} == {
+        f"{name}/conv.weight" for name in COMMON | PROJECTION
+    }
+    assert entry["not_projected/conv.weight"] == 0.0
+
+
+def test_bad_expression_for_weights_is_rejected():
+    with pytest.raises(ValueError, match=r"weights='\(' must be a regular expression"):
+        ProjectionLog(weights="(")
 
 
 def test_log_changes_no_weight(tmp_path):

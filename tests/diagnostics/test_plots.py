@@ -6,26 +6,20 @@ import sys
 
 import pytest
 
-from hf_adamp.diagnostics import plot_runs
-from hf_adamp.diagnostics.plots import read_run
+from hf_adamp.diagnostics import plot_runs, plots
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
-def write_run(path, *, shift=0.0, steps=5):
+def write_run(path, *, shift=0.0, steps=5, projected=False):
+    shares = {"projected_channel": 0.5, "projected_layer": 0.25} if projected else {}
     with path.open("w") as file:
         for step in range(1, steps + 1):
             row = {"step": step, "loss": math.exp(-step) + shift, "weight_norm": 40 + step}
-            row["effective_step"] = None if step == 2 else 0.01 / step
-            file.write(json.dumps({**row, "weight": None}) + "\n")
-            file.write(json.dumps({**row, "weight": "conv.weight"}) + "\n")
+            row |= {"effective_step": None if step == 2 else 0.01 / step, "update_norm": 0.1}
+            file.write(json.dumps({**row, **shares, "weight": None}) + "\n")
+            file.write(json.dumps({**row, **shares, "weight": "conv.weight"}) + "\n")
     return path
-
-
-def test_read_run_keeps_the_lines_of_the_whole_model(tmp_path):
-    rows = read_run(write_run(tmp_path / "run.jsonl"))
-    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
-    assert all(row["weight"] is None for row in rows)
 
 
 def test_plot_of_one_file_and_of_seeds_writes_a_picture(tmp_path):
@@ -47,11 +41,40 @@ def test_plot_of_no_run_is_rejected(tmp_path):
         plot_runs({}, tmp_path / "runs.png")
 
 
-def test_file_without_the_whole_model_is_rejected(tmp_path):
-    path = tmp_path / "run.jsonl"
-    path.write_text("")
-    with pytest.raises(ValueError, match=r"run\.jsonl holds no line for the whole model"):
-        plot_runs({"AdamP": path}, tmp_path / "runs.png")
+def labels_of(monkeypatch, *arguments, **options):
+    """The y labels and scales of the panels of a plot, by their titles."""
+    panels = {}
+    original = plots._draw_panel
+
+    def draw_panel(axis, panel, series, unit):
+        original(axis, panel, series, unit)
+        panels[panel.title] = (axis.get_ylabel(), axis.get_yscale())
+
+    monkeypatch.setattr(plots, "_draw_panel", draw_panel)
+    plot_runs(*arguments, **options)
+    return panels
+
+
+def test_labels_say_which_weights_are_drawn(tmp_path, monkeypatch):
+    run = write_run(tmp_path / "run.jsonl")
+    panels = labels_of(monkeypatch, {"a": run}, tmp_path / "runs.png")
+    assert panels["Weight norm"][0] == "‖w‖ of all weights, 2-D and up"
+    panels = labels_of(monkeypatch, {"a": run}, tmp_path / "runs.png", weights="conv")
+    assert panels["Weight norm"][0] == "‖w‖ of weights with “conv”"
+
+
+def test_negative_losses_get_a_linear_axis(tmp_path, monkeypatch):
+    run = write_run(tmp_path / "run.jsonl", shift=-1.0)
+    panels = labels_of(monkeypatch, {"a": run}, tmp_path / "runs.png")
+    assert panels["Training loss"][1] == "linear"
+    assert panels["Effective step"][1] == "log"
+
+
+def test_projected_share_is_drawn_where_a_run_knows_it(tmp_path, monkeypatch):
+    plain, projected = (write_run(tmp_path / f"{n}.jsonl", projected=n == "p") for n in "wp")
+    assert "Projected" not in labels_of(monkeypatch, {"w": plain}, tmp_path / "runs.png")
+    both = labels_of(monkeypatch, {"w": plain, "p": projected}, tmp_path / "runs.png")
+    assert "Projected" in both
 
 
 def test_plot_without_matplotlib_names_the_extra(tmp_path, monkeypatch):

@@ -144,12 +144,18 @@ def test_snapshot_measures_plain_descent():
 
 
 def test_summary_is_the_norm_of_all_weights_as_one_vector():
+    names = ("weight_norm", "update_norm", "effective_step", "projected_channel", "channel_margin")
     rows = [
-        {"weight_norm": 3.0, "effective_step": 0.1, "projected_channel": 1.0},
-        {"weight_norm": 4.0, "effective_step": 0.2, "projected_channel": 0.5},
-        {"weight_norm": 0.0, "effective_step": math.nan, "projected_channel": 0.0},
+        dict(zip(names, values, strict=True))
+        for values in [
+            (3.0, 0.3, 0.1, 1.0, 0.01),
+            (4.0, 0.8, 0.2, 0.5, 0.02),
+            (0.0, 0.1, math.nan, 0.0, 9.0),
+        ]
     ]
     summary = summarize(rows)
+    assert summary["update_norm"] == pytest.approx(math.hypot(0.3, 0.8))
+    assert summary["channel_margin"] == 0.02
     assert summary["weight_norm"] == pytest.approx(5.0)
     assert summary["effective_step"] == pytest.approx(math.hypot(0.3, 0.8) / 5.0)
     assert summary["projected_channel"] == pytest.approx(0.75)
