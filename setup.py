@@ -14,7 +14,7 @@ _FLAGS = {
 native = Extension(
     "hf_adamp.optim.backends._native",
     sources=["hf_adamp/optim/backends/csrc/native.c"],
-    depends=["hf_adamp/optim/backends/csrc/rows.h"],
+    depends=[f"hf_adamp/optim/backends/csrc/{name}.h" for name in ("decision", "rows")],
     extra_compile_args=_FLAGS.get(platform.system(), []),
     optional=True,
 )

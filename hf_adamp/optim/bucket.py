@@ -97,6 +97,8 @@ class Bucket:
         rule: how the step before projection comes about.
         extents: of the params with rows; known once the bucket is sorted.
         key: equal for buckets that are laid out alike, likewise.
+        place: equal as long as the memory of params and moments is that of the step before; None
+            where that is not known.
         weights: the bucket's weights with rows among those of its section, in whose `Layout` and
             `Decision` they are numbered; known once it is part of one.
         rows: the bucket's rows in the section's statistics buffer, likewise.
@@ -112,6 +114,7 @@ class Bucket:
     rule: Rule
     extents: tuple[Extent, ...] = ()
     key: Hashable = None
+    place: Hashable = None
     weights: slice = field(default_factory=lambda: slice(0, 0))
     rows: slice = field(default_factory=lambda: slice(0, 0))
     memo: dict[str, Any] = field(default_factory=dict)
@@ -132,6 +135,7 @@ class Bucket:
             self._map(lambda tensors: tensors[begin:end]),
             extents=self.extents[begin:end],
             key=(self.key, begin, end),
+            place=None if self.place is None else (self.place, begin, end),
         )
 
     def _map(self, pick: Callable[[list[Any]], list[Any]]) -> Bucket:

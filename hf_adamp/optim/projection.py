@@ -30,6 +30,7 @@ __all__ = [
     "Views",
     "choose_views",
     "cosine",
+    "decide",
     "has_rows",
     "radial_part",
     "record",
@@ -283,6 +284,14 @@ class Decision:
 
     views: Views
     shift: Tensor
+
+
+def decide(
+    stats: Tensor, totals: Tensor, layout: Layout, decay: Tensor, projected_decay: Tensor
+) -> Decision:
+    """Choose the views and the shifts that follow from them; see there for the arguments."""
+    views = choose_views(totals, layout)
+    return Decision(views, shift_rows(stats, totals, layout, views, decay, projected_decay))
 
 
 def _sum_rows(per_row: Tensor, layout: Layout) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .backends import Backend, Flags, choose
+from .backends import Backend, Flags, choose, native
 from .backends.row_major import are_row_major
 from .bucket import Bucket, Rule
 from .invariance import count_heads
@@ -33,16 +33,19 @@ class Part:
         extents: of the weights with rows.
         backend: serves them.
         key: equal for parts that are laid out alike.
+        place: equal as long as weights and state lie where they lay; None where that is not known.
     """
 
     indices: list[int]
     extents: tuple[Extent, ...]
     backend: Backend
     key: Hashable
+    place: int | None = None
 
     def of(self, bucket: Bucket) -> Bucket:
         """The part's weights."""
-        part = replace(bucket.take(self.indices), extents=self.extents, key=self.key)
+        part = bucket.take(self.indices)
+        part = replace(part, extents=self.extents, key=self.key, place=self.place)
         sharded = any(placement is not None for placement in part.placements)
         return part if sharded else replace(part, placements=[])
 
@@ -56,6 +59,8 @@ class _Known:
 
     bucket: Bucket
     traits: tuple[Any, ...]
+    looks: tuple[Any, ...]
+    addresses: list[list[int]] | None
     parts: list[Part]
 
 
@@ -76,37 +81,71 @@ class Sorter:
             return []
         if torch.compiler.is_compiling():
             return list(_sort(bucket, flags))
-        traits = _traits(bucket, flags)
         known = self._known.get(index)
+        traits = _traits(bucket, flags)
         if known is not None and traits is not None and known.traits == traits:
-            return known.parts
+            addresses = _addresses(bucket, known.parts)
+            if addresses is not None and addresses == known.addresses:
+                return known.parts
+            if known.looks == _looks(bucket):
+                return self._remember(index, replace(known, addresses=addresses))
         parts = list(_sort(bucket, flags))
         self._known.pop(index, None)
-        if traits is not None:
-            # A number is compared faster than a shape for each of thousands of weights.
-            parts = [replace(part, key=next(_fresh)) for part in parts]
-            # Not the gradients, whose memory zero_grad is to give back.
-            self._known[index] = _Known(replace(bucket, grads=[]), traits, parts)
+        if traits is None or (looks := _looks(bucket)) is None:
+            return parts
+        # A number is compared faster than a shape for each of thousands of weights.
+        parts = [replace(part, key=next(_fresh)) for part in parts]
+        # Not the gradients, whose memory zero_grad is to give back.
+        kept = replace(bucket, grads=[])
+        return self._remember(index, _Known(kept, traits, looks, _addresses(bucket, parts), parts))
+
+    def _remember(self, index: int, known: _Known) -> list[Part]:
+        place = None if known.addresses is None else next(_fresh)
+        parts = [replace(part, place=place) for part in known.parts]
+        self._known[index] = replace(known, parts=parts)
         return parts
 
 
 def _traits(bucket: Bucket, flags: Flags) -> tuple[Any, ...] | None:
-    """All that the sorting goes by; None where that is more than can be compared quickly."""
+    """What the sorting goes by and may differ in every step; None where that is too much.
+
+    Made by passes of C over each list: there may be thousands of weights.
+    """
     rule = _without_lr(bucket.rule)
-    tensors = (bucket.params, bucket.grads, *bucket.moments)
-    contiguous = all(all(map(Tensor.is_contiguous, alike)) for alike in tensors)
-    if rule is None or not contiguous or any(bucket.placements):
+    grads = bucket.grads
+    if rule is None or any(bucket.placements) or not all(map(Tensor.is_contiguous, grads)):
         return None
-    # Passes of C over each list. An identity says nothing of the data, which can be replaced.
     return (
         flags,
         rule,
         *(tuple(map(id, alike)) for alike in (bucket.params, *bucket.moments)),
         list(map(_shape, bucket.params)),
+        list(map(Tensor.numel, grads)),
+        {*map(_dtype, grads)},
+        {*map(_device, grads)},
+    )
+
+
+def _looks(bucket: Bucket) -> tuple[Any, ...] | None:
+    """What else the sorting goes by: only who assigns to `data` changes it."""
+    tensors = (bucket.params, *bucket.moments)
+    if not all(all(map(Tensor.is_contiguous, alike)) for alike in tensors):
+        return None
+    return (
         *(list(map(Tensor.numel, alike)) for alike in tensors[1:]),
         *({*map(_dtype, alike)} for alike in tensors),
         *({*map(_device, alike)} for alike in tensors),
     )
+
+
+def _addresses(bucket: Bucket, parts: list[Part]) -> list[list[int]] | None:
+    """Where weights and state lie: while that is the same, so is how they look.
+
+    None where a backend does without addresses, since not every tensor has one.
+    """
+    if any(part.backend is not native for part in parts):
+        return None
+    return [list(map(Tensor.data_ptr, alike)) for alike in (bucket.params, *bucket.moments)]
 
 
 def _without_lr(rule: Rule) -> Rule | None:

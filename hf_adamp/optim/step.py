@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from . import projection
-from .backends import Backend, Flags
+from .backends import Backend, Flags, native, native_decision
 from .bucket import Bucket, Scalar, working_dtype
 from .distributed import Placement, Reducer
 from .projection import Decision, Layout, Statistic, StepRecord, Views
@@ -77,7 +77,6 @@ def run(
         for part in memory.sorter.sort(index, bucket, flag):
             piece = part.of(bucket)
             param = piece.params[0]
-            # By name: torch.compile cannot tell whether two modules are equal.
             backends[part.backend.name] = part.backend
             name, dtype = part.backend.name, working_dtype(param.dtype)
             alike[bool(piece.placements), name, param.device, dtype].append(piece)
@@ -105,11 +104,11 @@ def run(
 def _count_step(state_steps: list[Tensor]) -> None:
     if not state_steps:
         return
-    if state_steps[0].is_cpu and not torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or not state_steps[0].is_cpu:
+        torch._foreach_add_(state_steps, 1)
+    elif not native.count(state_steps):
         # A Python 1 would be wrapped into a tensor again for every weight.
         torch._foreach_add_(state_steps, torch.tensor(1.0), alpha=1.0)
-    else:
-        torch._foreach_add_(state_steps, 1)
 
 
 def _run_sharded(
@@ -133,7 +132,6 @@ class _Section:
     layout: Layout | None
     stats: Tensor
     pending: list[Any] = field(default_factory=list)
-    totals: Tensor | None = None
     views: Views | None = None
 
     @classmethod
@@ -164,36 +162,45 @@ class _Section:
     def total(self) -> Tensor:
         if self.layout is None:
             return self.stats.new_empty(len(Statistic) + 1, 0)
-        return projection.total(self.stats, self.layout)
+        totals: Tensor = self._arithmetic.total(self.stats, self.layout)
+        return totals
 
     def finish(self, totals: Tensor) -> None:
         """Decide and apply; `totals` are those of all processes."""
         decision = None
         if self.layout is not None:
-            self.totals = totals
-            self.views = projection.choose_views(totals, self.layout)
-            decision = Decision(self.views, self._shift(self.views, totals))
+            decay = self._decays()
+            decision = self._arithmetic.decide(self.stats, totals, self.layout, *decay)
+            self.views = decision.views
         for bucket, state in zip(self.buckets, self.pending, strict=True):
             self.backend.apply(bucket, self.stats, decision, state)
 
     def record(self) -> list[StepRecord]:
-        if self.layout is None or self.views is None or self.totals is None:
+        if self.layout is None or self.views is None:
             return []
         # Sized anew: a backend may have learnt step·w after the decision, which does not need it.
         totals = self.total()
-        decision = Decision(self.views, self._shift(self.views, totals))
+        shift = projection.shift_rows(self.stats, totals, self.layout, self.views, *self._decays())
         # Whoever reads a record knows a sharded weight as a whole, not by its part.
         params = [placement.param for placement in self.placements()] or [
             param for bucket in self.buckets for param in bucket.params[: bucket.matrices]
         ]
-        return [projection.record(params, self.stats, totals, self.layout, decision)]
+        return [
+            projection.record(params, self.stats, totals, self.layout, Decision(self.views, shift))
+        ]
 
-    def _shift(self, views: Views, totals: Tensor) -> Tensor:
-        assert self.layout is not None
+    @property
+    def _arithmetic(self) -> Any:
+        # By name: torch.compile cannot tell whether two modules are equal.
+        return native_decision if self.backend.name == native.name else projection
+
+    def _decays(self) -> tuple[Tensor, Tensor]:
+        """What weight decay takes of each weight that is not projected, and that is."""
         rules = [(bucket.matrices, bucket.rule) for bucket in self.buckets]
-        decay = _per_weight([(n, rule.decay) for n, rule in rules], totals)
-        projected = _per_weight([(n, rule.decay * rule.wd_ratio) for n, rule in rules], totals)
-        return projection.shift_rows(self.stats, totals, self.layout, views, decay, projected)
+        return (
+            _per_weight([(n, rule.decay) for n, rule in rules], self.stats),
+            _per_weight([(n, rule.decay * rule.wd_ratio) for n, rule in rules], self.stats),
+        )
 
     def placements(self) -> list[Placement]:
         return [

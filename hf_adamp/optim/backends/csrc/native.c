@@ -29,7 +29,9 @@
 #endif
 #define INLINE static inline __attribute__((always_inline))
 
-/* The longest stretch worked on at once; a row that is longer is split. native.py knows it too. */
+/* One more with every change of what native_library.py calls. */
+#define VERSION 2
+/* The longest stretch worked on at once; a row that is longer is split. */
 #define SEGMENT 32768
 /* What is measured and, where that is possible at once, written while it is in the first cache. */
 #define TILE 1024
@@ -235,14 +237,22 @@ EXPORT void hf_adamp_apply(const struct task *tasks, int64_t n_tasks, const stru
     }
 }
 
-/* What native.py must agree with: the sizes of the structures, and what was compiled in. */
-EXPORT void hf_adamp_build(int64_t *build)
+/* One more for each of n numbers that lie apart. */
+EXPORT void hf_adamp_count(float *const *counts, int64_t n)
 {
-    build[0] = sizeof(struct task);
-    build[1] = sizeof(struct weight);
-    build[2] = sizeof(struct rule);
-    build[3] = sizeof(struct buffers);
-    build[4] = SEGMENT;
-    build[5] = TILE;
-    build[6] = HAS_FLOAT16;
+    for (int64_t i = 0; i < n; i++)
+        *counts[i] += 1;
+}
+
+#include "decision.h"
+
+/* What native_library.py must agree with: its version, the sizes of the structures, and what was
+ * compiled in. */
+EXPORT void hf_adamp_build(int64_t *build, int64_t n)
+{
+    const int64_t all[] = {VERSION, sizeof(struct task), sizeof(struct weight), sizeof(struct rule),
+                           sizeof(struct buffers), sizeof(struct segments), SEGMENT, TILE,
+                           HAS_FLOAT16};
+    for (int64_t i = 0; i < n; i++)
+        build[i] = i < (int64_t)(sizeof all / sizeof *all) ? all[i] : -1;
 }
