@@ -17,6 +17,9 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import _WeightNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from hf_adamp.granularities import Granularities, declared_weights
+from hf_adamp.optim.invariance import ScaleInvariant
+
 __all__ = ["decay_parameter_names", "get_param_groups"]
 
 DecayRule = Callable[[str, nn.Parameter, nn.Module], bool]
@@ -49,7 +52,11 @@ _NORM_CLASS = re.compile(r"norm(?!al(?!i[sz]))", re.IGNORECASE)
 
 
 def get_param_groups(
-    model: nn.Module, weight_decay: float, *, rule: str | DecayRule = "hf_adamp"
+    model: nn.Module,
+    weight_decay: float,
+    *,
+    rule: str | DecayRule = "hf_adamp",
+    scale_invariance: Granularities | None = None,
 ) -> list[dict[str, Any]]:
     """Split a model's trainable parameters into a group with weight decay and one without.
 
@@ -75,15 +82,22 @@ def get_param_groups(
             or a callable that receives a parameter's name, the parameter and the module it
             belongs to (of a parametrized weight, the module it was registered on), and returns
             True for decay.
+        scale_invariance: what the weights are scale-invariant per, for AdamP and SGDP: a mapping
+            from names to values of their `scale_invariant`, or an object with such a mapping in
+            `granularities`, as a probe returns. None as a value means not invariant (False).
+            Weights that it does not name, and those with fewer than two dimensions, get "auto".
+            By default the groups say nothing of it.
 
     Returns:
-        One or two groups `{"params": [...], "weight_decay": ...}`, ready for any torch optimizer.
+        One or two groups `{"params": [...], "weight_decay": ...}`, ready for any torch optimizer;
+        with `scale_invariance` one for each of its values, which is the group's `scale_invariant`.
 
     Raises:
         TypeError: `model` is not a module, `weight_decay` not a number, or a callable rule returns
-            anything but a bool.
+            anything but a bool; `scale_invariance` is no mapping and has none.
         ValueError: `weight_decay` is negative or not finite, `rule` is an unknown name, or no
-            parameter is trainable.
+            parameter is trainable; `scale_invariance` has a name that the model has not, a value
+            that is none, heads that do not divide a weight's rows, or two values for one weight.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
@@ -98,12 +112,17 @@ def get_param_groups(
         raise TypeError(f"weight_decay={weight_decay!r} must be a number.")
     if not (math.isfinite(weight_decay) and weight_decay >= 0):
         raise ValueError(f"weight_decay={weight_decay} must be finite and >= 0.")
-    decay: list[nn.Parameter] = []
-    no_decay: list[nn.Parameter] = []
-    for _, parameter, decays in _decisions(model, rule):
-        (decay if decays else no_decay).append(parameter)
-    groups = [(decay, weight_decay), (no_decay, 0.0)]
-    return [{"params": params, "weight_decay": value} for params, value in groups if params]
+    decisions = list(_decisions(model, rule))
+    declared = {} if scale_invariance is None else declared_weights(model, scale_invariance)
+    groups: dict[tuple[bool, ScaleInvariant], dict[str, Any]] = {}
+    for _, parameter, decays in sorted(decisions, key=lambda decision: not decision[2]):
+        invariant = declared.get(id(parameter), "auto")
+        options: dict[str, Any] = {"weight_decay": weight_decay if decays else 0.0}
+        if scale_invariance is not None:
+            options["scale_invariant"] = invariant
+        group = groups.setdefault((decays, invariant), {"params": [], **options})
+        group["params"].append(parameter)
+    return list(groups.values())
 
 
 def decay_parameter_names(model: nn.Module, *, rule: str | DecayRule = "hf_adamp") -> list[str]:

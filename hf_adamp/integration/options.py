@@ -61,6 +61,30 @@ def _groups(value: Any) -> str:
     return str(value)
 
 
+def _scale_invariant(value: Any) -> Any:
+    # Not at the top: torch is half loaded when this module is.
+    from hf_adamp.granularities import granularities_of, read_granularities  # noqa: PLC0415
+
+    if isinstance(value, Mapping):
+        return granularities_of(value)
+    if not isinstance(value, str):
+        return value
+    text = value.strip()
+    if text.endswith(".json"):
+        try:
+            return read_granularities(text)
+        except (OSError, ValueError, TypeError) as error:
+            raise ValueError(f"a JSON file of names and granularities ({error})") from None
+    unit, colon, number = text.lower().partition(":")
+    if colon and number.strip().isdigit():
+        return unit.strip(), int(number)
+    if text.lower() in ("auto", "row", "tensor"):
+        return text.lower()
+    if text.lower() in _FALSE:
+        return False
+    raise ValueError("auto, row, tensor, head:HEADS, head_dim:ROWS, false or a file FILE.json")
+
+
 _Readers = dict[str, Callable[[Any], Any]]
 
 _SHARED: _Readers = {
@@ -70,6 +94,7 @@ _SHARED: _Readers = {
     "foreach": _bool_or_none,
     "fused": _bool_or_none,
     "groups": _groups,
+    "scale_invariant": _scale_invariant,
 }
 
 OPTIONS: dict[str, _Readers] = {
@@ -94,11 +119,12 @@ _FLAGS = {
 
 @dataclass(frozen=True)
 class Options:
-    """What a run asked for: optimizer name, keyword arguments, rule of the parameter groups."""
+    """What a run asked for: optimizer name, keyword arguments, how to group the parameters."""
 
     name: str
     kwargs: dict[str, Any]
     groups: str
+    scale_invariance: Mapping[str, Any] | None = None
 
 
 def read_options(args: TrainingArguments) -> Options:
@@ -119,11 +145,19 @@ def read_options(args: TrainingArguments) -> Options:
         name = "adamp"
     options = parse_optim_args(args.optim_args, name)
     groups = options.pop("groups", "hf_adamp")
+    # Of single weights it is the groups' business; one value for all is the optimizer's.
+    by_name = isinstance(options.get("scale_invariant"), Mapping)
+    scale_invariance = options.pop("scale_invariant") if by_name else None
+    if by_name and groups != "hf_adamp":
+        raise ValueError(
+            f"--optim_args has groups={groups} beside the scale_invariant of single weights, which "
+            "needs groups of its own; use groups=hf_adamp."
+        )
     kwargs = {"lr": args.learning_rate, "eps": args.adam_epsilon}
     if name == "adamp":
         betas = options.pop("betas", (args.adam_beta1, args.adam_beta2))
         kwargs["betas"] = (options.pop("beta1", betas[0]), options.pop("beta2", betas[1]))
-    return Options(name, {**kwargs, **options}, groups)
+    return Options(name, {**kwargs, **options}, groups, scale_invariance)
 
 
 def parse_optim_args(optim_args: str | Mapping[str, Any] | None, optimizer: str) -> dict[str, Any]:

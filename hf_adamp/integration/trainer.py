@@ -44,8 +44,8 @@ def create_optimizer(model: nn.Module, args: TrainingArguments) -> Optimizer:
             ``adam_beta2``, ``adam_epsilon``, ``optim`` and ``optim_args`` are read.
 
     Raises:
-        ValueError: ``optim_args`` has an unknown key or an unreadable value, or a value is out of
-            the range the optimizer allows.
+        ValueError: ``optim_args`` has an unknown key or an unreadable value, a value is out of the
+            range the optimizer allows, or ``scale_invariant`` does not suit the model's weights.
 
     Example:
         >>> args = TrainingArguments("out", learning_rate=1e-3, optim_args="delta=0.05")
@@ -53,7 +53,7 @@ def create_optimizer(model: nn.Module, args: TrainingArguments) -> Optimizer:
         >>> trainer = Trainer(model, args, optimizers=(optimizer, None))
     """
     options = read_options(args)
-    groups = get_param_groups(model, args.weight_decay, rule=options.groups)
+    groups = _groups(options, model, args)
     optimizer = _CLASSES[options.name](groups, **options.kwargs)
     _log_configuration(options, groups, model, args)
     return optimizer
@@ -69,8 +69,14 @@ def optimizer_cls_and_kwargs(
     """
     options = read_options(args)
     kwargs = dict(options.kwargs)
+    if model is None and options.scale_invariance is not None:
+        raise ValueError(
+            "--optim_args has the scale_invariant of single weights, which cannot be found without "
+            "the model; pass it, or group its weights with hf_adamp.get_param_groups(model, "
+            "weight_decay, scale_invariance=...)."
+        )
     if model is not None:
-        groups = get_param_groups(model, args.weight_decay, rule=options.groups)
+        groups = _groups(options, model, args)
         _log_configuration(options, groups, model, args)
         if options.groups == "hf_adamp":
             kwargs["params"] = groups
@@ -126,6 +132,15 @@ class AdamPTrainer(AdamPMixin, Trainer):
     """
 
 
+def _groups(options: Options, model: nn.Module, args: TrainingArguments) -> list[dict[str, Any]]:
+    return get_param_groups(
+        model,
+        args.weight_decay,
+        rule=options.groups,
+        scale_invariance=options.scale_invariance,
+    )
+
+
 def _log_configuration(
     options: Options, groups: list[dict[str, Any]], model: nn.Module, args: TrainingArguments
 ) -> None:
@@ -150,7 +165,9 @@ def _log_configuration(
 
 def _shown_options(options: Options) -> str:
     parameters = inspect.signature(_CLASSES[options.name]).parameters
-    names = [name for name in parameters if name in OPTIONS[options.name] or name in options.kwargs]
+    # What is declared is seen at the groups; where nothing is, it needs no word.
+    known = OPTIONS[options.name].keys() - {"scale_invariant"}
+    names = [name for name in parameters if name in known or name in options.kwargs]
     return ", ".join(f"{n}={options.kwargs.get(n, parameters[n].default)}" for n in names)
 
 
@@ -158,4 +175,5 @@ def _describe_group(group: dict[str, Any]) -> str:
     # A ZeRO-3 weight is empty until gathered and keeps its size beside.
     elements = sum(getattr(p, "ds_numel", p.numel()) for p in group["params"])
     weights = f"{len(group['params'])} weights ({elements:,} elements)"
-    return f"weight_decay={group['weight_decay']} on {weights}"
+    declared = f", scale_invariant={group['scale_invariant']}" if "scale_invariant" in group else ""
+    return f"weight_decay={group['weight_decay']}{declared} on {weights}"

@@ -21,14 +21,27 @@ GOOD = [
     ("adamp", "beta1=0.8,beta2=0.99", {"beta1": 0.8, "beta2": 0.99}),
     ("adamp", "groups=transformers", {"groups": "transformers"}),
     ("adamp", "groups=hf_adamp", {"groups": "hf_adamp"}),
+    ("adamp", "scale_invariant=row", {"scale_invariant": "row"}),
+    ("sgdp", "scale_invariant=Tensor", {"scale_invariant": "tensor"}),
+    ("adamp", "scale_invariant=auto", {"scale_invariant": "auto"}),
+    ("adamp", "scale_invariant=false", {"scale_invariant": False}),
+    ("adamp", {"scale_invariant": False}, {"scale_invariant": False}),
+    ("adamp", "scale_invariant=head:8,delta=0", {"scale_invariant": ("head", 8), "delta": 0.0}),
+    ("adamp", "scale_invariant=head_dim: 64", {"scale_invariant": ("head_dim", 64)}),
+    ("adamp", {"scale_invariant": ["head", 8]}, {"scale_invariant": ["head", 8]}),
+    ("adamp", {"scale_invariant": {"a": None}}, {"scale_invariant": {"a": False}}),
     ("sgdp", "momentum=0.9,dampening=0.1", {"momentum": 0.9, "dampening": 0.1}),
     ("sgdp", "nesterov=true,delta=0.2", {"nesterov": True, "delta": 0.2}),
     ("adamp", {"delta": 0.05, "nesterov": False}, {"delta": 0.05, "nesterov": False}),
     ("adamp", {"betas": [0.9, 0.99], "fused": None}, {"betas": (0.9, 0.99), "fused": None}),
 ]
 
-ADAMP_KEYS = "beta1, beta2, betas, delta, foreach, fused, groups, nesterov, wd_ratio"
-SGDP_KEYS = "dampening, delta, foreach, fused, groups, momentum, nesterov, wd_ratio"
+ADAMP_KEYS = (
+    "beta1, beta2, betas, delta, foreach, fused, groups, nesterov, scale_invariant, wd_ratio"
+)
+SGDP_KEYS = (
+    "dampening, delta, foreach, fused, groups, momentum, nesterov, scale_invariant, wd_ratio"
+)
 
 BAD = [
     (
@@ -54,6 +67,20 @@ BAD = [
     ("adamp", {"delta": True}, "delta=True must be a number."),
     ("adamp", {"delta": None}, "delta=None must be a number."),
     ("adamp", "groups=torch", "groups=torch must be hf_adamp or transformers."),
+    (
+        "adamp",
+        "scale_invariant=rows",
+        "=rows must be auto, row, tensor, head:HEADS, head_dim:ROWS, false or a file FILE.json.",
+    ),
+    ("adamp", "scale_invariant=head", "scale_invariant=head must be auto"),
+    ("adamp", "scale_invariant=head:x", "scale_invariant=head:x must be auto"),
+    ("adamp", "scale_invariant=true", "scale_invariant=true must be auto"),
+    (
+        "adamp",
+        "scale_invariant=nowhere.json",
+        "must be a JSON file of names and granularities ([Errno 2] No such file",
+    ),
+    ("adamp", {"scale_invariant": {"a": "rows"}}, "scale_invariance['a']='rows' must be"),
     ("adamp", "betas=0.9", "betas=0.9 must be two numbers joined by a colon"),
     ("adamp", "betas=0.9:0.99:0.999", "must be two numbers joined by a colon"),
     ("adamp", "betas=0.9:x", "must be two numbers joined by a colon"),
@@ -127,3 +154,19 @@ def test_groups_are_no_keyword_of_the_optimizer():
 
 def test_foreign_optimizer_name_reads_as_adamp():
     assert read_options(arguments(optim="adamw_torch")).name == "adamp"
+
+
+def test_scale_invariance_by_name_is_no_keyword_of_the_optimizer(tmp_path):
+    file = tmp_path / "report.json"
+    file.write_text('{"granularities": {"a.weight": ["head", 2], "b.weight": null}}')
+    options = read_options(arguments(optim_args=f"scale_invariant={file}"))
+    assert options.scale_invariance == {"a.weight": ("head", 2), "b.weight": False}
+    assert "scale_invariant" not in options.kwargs
+
+
+def test_scale_invariance_by_name_needs_our_groups(tmp_path):
+    text = {"groups": "transformers", "scale_invariant": {"a": "row"}}
+    with pytest.raises(ValueError, match=r"groups=transformers beside .*; use groups=hf_adamp"):
+        read_options(arguments(optim_args=text))
+    kwargs = read_options(arguments(optim_args="groups=transformers,scale_invariant=row")).kwargs
+    assert kwargs["scale_invariant"] == "row"

@@ -62,6 +62,69 @@ def test_groups_option_keeps_an_overridden_rule(make_args, resnet):
     assert decayed_names(resnet, trainer.create_optimizer()) == {"classifier.1.weight"}
 
 
+def declared_names(model, optimizer):
+    """The names of the weights with rows, by what their group declares."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    declared = {}
+    for group in optimizer.param_groups:
+        of_value = declared.setdefault(group["scale_invariant"], set())
+        of_value |= {names[id(p)] for p in group["params"] if p.ndim > 1}
+    return {value: found for value, found in declared.items() if found}
+
+
+def granularities_of(model):
+    """What is known of a ResNet: its convolutions per row, its head not at all."""
+    matrices = {name for name, p in model.named_parameters() if p.ndim > 1}
+    return {name: None if "classifier" in name else "row" for name in matrices}
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_scale_invariant_flag_declares_all_weights(name, make_args, resnet, images):
+    args = make_args(optim=name, optim_args="scale_invariant=row")
+    trainer = Trainer(resnet, args, train_dataset=images)
+    trainer.train()
+    (declared,) = declared_names(resnet, trainer.optimizer.optimizer)
+    assert declared == "row"
+
+
+@pytest.mark.parametrize("make", [Trainer, AdamPTrainer], ids=lambda cls: cls.__name__)
+def test_scale_invariant_flag_takes_a_report(make, make_args, resnet, images, tmp_path, log):
+    granularities = granularities_of(resnet)
+    file = tmp_path / "report.json"
+    file.write_text(json.dumps(granularities))
+    args = make_args(
+        optim="adamp",
+        optim_args=f"scale_invariant={file}",
+        learning_rate=1e-2,
+        save_strategy="steps",
+        save_steps=1,
+    )
+    trainer = make(resnet, args, train_dataset=images)
+    trainer.train()
+    optimizer = trainer.optimizer.optimizer
+    expected = {
+        value or False: {name for name, other in granularities.items() if other is value}
+        for value in (None, "row")
+    }
+    assert declared_names(resnet, optimizer) == expected
+    assert declared_names(resnet, create_optimizer(resnet, args)) == expected
+    assert "scale_invariant=row on 6 weights" in log.records[0].getMessage()
+    # A checkpoint of the Trainer brings the groups and their declarations back.
+    again = make(resnet, args, train_dataset=images)
+    again.train(resume_from_checkpoint=str(Path(args.output_dir) / "checkpoint-1"))
+    assert declared_names(resnet, again.optimizer.optimizer) == expected
+
+
+def test_scale_invariant_report_of_another_model_is_refused(make_args, resnet):
+    text = {"scale_invariant": {"classifer.1.weight": None}}
+    args = make_args(optim="adamp")
+    args.optim_args = text
+    with pytest.raises(ValueError, match=r'did you mean "classifier\.1\.weight"'):
+        Trainer(resnet, args).create_optimizer()
+    with pytest.raises(ValueError, match="cannot be found without the model"):
+        Trainer.get_optimizer_cls_and_kwargs(args)
+
+
 def test_bad_option_stops_before_training(make_args, resnet, images):
     trainer = Trainer(resnet, make_args(optim="adamp", optim_args="detla=1"), train_dataset=images)
     with pytest.raises(ValueError, match='unknown key "detla", did you mean "delta"'):
