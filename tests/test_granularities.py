@@ -6,8 +6,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
+from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from hf_adamp import AdamP, get_param_groups
+from hf_adamp import AdamP, get_param_groups, probe
 from hf_adamp.granularities import read_granularities
 
 
@@ -175,3 +176,41 @@ def test_bad_file_is_refused(tmp_path, text, match):
     file.write_text(text)
     with pytest.raises(ValueError, match=match):
         read_granularities(file)
+
+
+def test_probed_heads_are_projected_head_by_head(tmp_path):
+    """Qwen3 has a norm for each head of its queries and keys, and of those there are fewer."""
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=32,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+    )
+    model = Qwen3ForCausalLM(config)
+    tokens = torch.randint(32, (2, 8))
+    report = probe(model, {"input_ids": tokens})
+    file = tmp_path / "report.json"
+    file.write_text(report.to_json())
+    assert read_granularities(file) == {
+        name: value or False for name, value in report.granularities.items()
+    }
+    groups = get_param_groups(model, 0.0, scale_invariance=report)
+    declared = declared_of(model, groups)
+    attention = "model.layers.0.self_attn"
+    assert {name for name, (value, _) in declared.items() if value == ("head", 4)} == {
+        f"{attention}.q_proj.weight"
+    }
+    assert declared[f"{attention}.k_proj.weight"][0] == ("head", 2)
+    query = model.get_parameter(f"{attention}.q_proj.weight")
+    optimizer = AdamP(groups, lr=1e-2)
+    model(input_ids=tokens, labels=tokens).loss.backward()
+    before = query.detach().clone()
+    optimizer.step()
+    heads, step = before.view(4, -1), (query.detach() - before).view(4, -1)
+    along = (heads * step).sum(1) / heads.norm(dim=1) / step.norm(dim=1)
+    assert along.abs().max() < 1e-4
+    assert step.norm(dim=1).min() > 0
