@@ -94,7 +94,9 @@ _SHARED: _Readers = {
     "foreach": _bool_or_none,
     "fused": _bool_or_none,
     "groups": _groups,
+    "rounding": str,
     "scale_invariant": _scale_invariant,
+    "state_dtype": str,
 }
 
 OPTIONS: dict[str, _Readers] = {

@@ -16,7 +16,8 @@ from torch.optim.optimizer import ParamsT
 from .backends import Flags
 from .bucket import AdamRule, Bucket, working_dtype
 from .invariance import ScaleInvariant, threshold
-from .optimizer import ProjectedOptimizer, zeros_like_moment
+from .low_precision import new_moment
+from .optimizer import ProjectedOptimizer
 from .step import run
 
 __all__ = ["AdamP", "adamp"]
@@ -60,6 +61,13 @@ class AdamP(ProjectedOptimizer):
             `delta` plays no part and weight decay is always multiplied by `wd_ratio`. False never
             projects. Weights with fewer than two dimensions are never projected. Ours, beyond the
             paper; see docs/declared-invariance.md.
+        rounding: how bfloat16 and float16 weights take an update that is small beside them:
+            "nearest" rounds it, and often away; "stochastic" (bfloat16 only) rounds up or down by
+            chance, right on average; "kahan" keeps what rounding cut off in a second tensor of the
+            weight's dtype. See docs/low-precision.md.
+        state_dtype: None keeps moments in float32 (float64 for float64 weights), "bfloat16" in
+            half of that, "8bit" in a quarter by torchao's block-wise quantization (weights of at
+            least 4096 elements in whole blocks of 256; the others as with None).
 
     Raises:
         TypeError: for an option of the wrong type, or complex weights.
@@ -79,6 +87,7 @@ class AdamP(ProjectedOptimizer):
     """
 
     state_aliases: ClassVar[dict[str, tuple[str, ...]]] = {"exp_avg": (), "exp_avg_sq": ()}
+    _unsigned: ClassVar[tuple[str, ...]] = ("exp_avg_sq",)
 
     def __init__(
         self,
@@ -97,6 +106,8 @@ class AdamP(ProjectedOptimizer):
         differentiable: bool = False,
         fused: bool | None = None,
         scale_invariant: ScaleInvariant = "auto",
+        rounding: str = "nearest",
+        state_dtype: str | None = None,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -112,6 +123,8 @@ class AdamP(ProjectedOptimizer):
             "differentiable": differentiable,
             "fused": fused,
             "scale_invariant": scale_invariant,
+            "rounding": rounding,
+            "state_dtype": state_dtype,
         }
         super().__init__(params, defaults)
 
@@ -139,10 +152,10 @@ class AdamP(ProjectedOptimizer):
         grads += [param.grad for param in params]  # type: ignore[misc]
         states = [self.state[param] for param in params]
         for param, state in zip(params, states, strict=True):
-            if not state:
+            if "step" not in state:
                 state["step"] = _new_step(param, group, 0.0)
-                state["exp_avg"] = zeros_like_moment(param)
-                state["exp_avg_sq"] = zeros_like_moment(param)
+                state["exp_avg"] = new_moment(param, group["state_dtype"])
+                state["exp_avg_sq"] = new_moment(param, group["state_dtype"], signed=False)
         exp_avgs += [state["exp_avg"] for state in states]
         exp_avg_sqs += [state["exp_avg_sq"] for state in states]
         state_steps += [state["step"] for state in states]

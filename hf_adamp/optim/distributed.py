@@ -30,6 +30,7 @@ __all__ = [
     "is_sharded",
     "local_part",
     "refuse_flattened",
+    "shard_number",
 ]
 
 _REMEDY = (
@@ -255,6 +256,16 @@ def _chunk(rows: Sequence[int], index: int, count: int) -> Sequence[int]:
     """As `torch.chunk` does it, with empty chunks at the end where there are too few rows."""
     width = -(-len(rows) // count)
     return rows[index * width : (index + 1) * width]
+
+
+def shard_number(param: Any) -> int:
+    """Which part of a weight this process holds; 0 where it holds all of it."""
+    number = 0
+    if is_sharded(param) and (coordinate := param.device_mesh.get_coordinate()) is not None:
+        for index, placement in enumerate(param.placements):
+            if not placement.is_replicate():
+                number = number * param.device_mesh.size(index) + coordinate[index]
+    return number
 
 
 def local_part(tensor: Any, like: Tensor) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import chain
 from typing import Any, ClassVar
 
 import torch
@@ -12,15 +11,16 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from .backends import Flags
-from .bucket import Bucket, working_dtype
+from .bucket import Bucket
 from .checkpoint import adapt
-from .distributed import Reducer, flattened_message, local_part, refuse_flattened
+from .distributed import Reducer, flattened_message, local_part, refuse_flattened, shard_number
 from .invariance import ScaleInvariant, check_scale_invariant, count_heads, threshold
+from .low_precision import Precision, as_moment, load_quantizer, step_in_low_precision
 from .options import check_options
 from .projection import StepRecord, has_rows
 from .step import Memory, run
 
-__all__ = ["ProjectedOptimizer", "zeros_like_moment"]
+__all__ = ["ProjectedOptimizer"]
 
 # Options that older checkpoints and pickles lack.
 _NEWER_OPTIONS = {
@@ -30,6 +30,8 @@ _NEWER_OPTIONS = {
     "differentiable": False,
     "fused": None,
     "scale_invariant": "auto",
+    "rounding": "nearest",
+    "state_dtype": None,
 }
 
 
@@ -47,6 +49,8 @@ class ProjectedOptimizer(Optimizer):
 
     # The moments' names in the state and, for each, those that other optimizers give it.
     state_aliases: ClassVar[dict[str, tuple[str, ...]]] = {}
+    # Those of them that are never negative.
+    _unsigned: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
         check_options(defaults)
@@ -74,7 +78,7 @@ class ProjectedOptimizer(Optimizer):
         super().add_param_group(param_group)
         try:
             self._look_at_weights()
-        except (TypeError, ValueError, RuntimeError):
+        except (TypeError, ValueError, RuntimeError, ImportError):
             self.param_groups.pop()
             raise
         self._settled = False
@@ -98,6 +102,9 @@ class ProjectedOptimizer(Optimizer):
         for group_index, group in enumerate(self.param_groups):
             declared = group["scale_invariant"]
             check_scale_invariant("scale_invariant", declared)
+            precision = Precision.of(group)
+            if precision.state_dtype == "8bit":
+                load_quantizer()
             projects = threshold(declared, group["delta"]) > 0
             before = self._seen[group_index] if group_index < len(self._seen) else None
             for index, param in enumerate(group["params"]):
@@ -107,6 +114,8 @@ class ProjectedOptimizer(Optimizer):
                         f"{name} is complex, which the projection is not defined for; "
                         "pass torch.view_as_real of it."
                     )
+                if refusal := precision.refusal(param.dtype):
+                    raise ValueError(f"{name} {refusal}.")
                 if projects:
                     refuse_flattened(param, name)
                 if has_rows(param.shape):
@@ -160,15 +169,48 @@ class ProjectedOptimizer(Optimizer):
             Flags(group["foreach"], group["fused"], group["differentiable"])
             for group in self.param_groups
         ]
+        precisions = list(map(Precision.of, self.param_groups))
+        full = [index for index, precision in enumerate(precisions) if precision.is_full]
         records = run(
-            buckets,
-            flags,
+            [buckets[index] for index in full],
+            [flags[index] for index in full],
             memory=self._memory,
             reducer=self._reducer,
             recording=self.record_steps,
         )
+        for index, precision in enumerate(precisions):
+            if not precision.is_full:
+                records += self._low_precision_step(index, buckets[index], flags[index])
         if self.record_steps:
             self.last_step = records
+
+    def _low_precision_step(self, index: int, bucket: Bucket, flags: Flags) -> list[StepRecord]:
+        if torch.compiler.is_compiling():
+            raise RuntimeError(
+                "a step with rounding or state_dtype cannot be compiled; call it outside of "
+                "torch.compile."
+            )
+        group = self.param_groups[index]
+        precision = Precision.of(group)
+        # In the group, so that a resumed run goes on with other random numbers.
+        count = group["rounded_steps"] = group.get("rounded_steps", 0) + 1
+        stepped = [(i, p) for i, p in enumerate(group["params"]) if p.grad is not None]
+        compensations = []
+        if precision.rounding == "kahan":
+            for _, param in stepped:
+                self.state[param].setdefault("compensation", torch.zeros_like(param))
+            compensations = [
+                local_part(self.state[param]["compensation"], param) for _, param in stepped
+            ]
+        return step_in_low_precision(
+            bucket,
+            flags,
+            precision,
+            compensations=compensations,
+            seeds=[hash((count, index, i, shard_number(param))) for i, param in stepped],
+            reducer=self._reducer,
+            recording=self.record_steps,
+        )
 
     def _local(self, bucket: Bucket) -> Bucket:
         """The same bucket as memory that can be read: this process's parts of sharded weights."""
@@ -258,15 +300,14 @@ class ProjectedOptimizer(Optimizer):
         # and teaches nothing.
         self._memory = Memory()
         super().load_state_dict(state_dict)
-        # torch casts state to the weight's dtype; ours is kept in the working precision.
-        saved = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
-        params = chain.from_iterable(group["params"] for group in self.param_groups)
-        for key, param in zip(saved, params, strict=True):
-            dtype = working_dtype(param.dtype)
-            if dtype != param.dtype and key in state_dict["state"]:
+        # torch casts state to the weight's dtype; ours is in a precision of its own.
+        for saved, now in zip(state_dict["param_groups"], self.param_groups, strict=True):
+            for key, param in zip(saved["params"], now["params"], strict=True):
                 for name in self.state_aliases:
-                    if (value := state_dict["state"][key].get(name)) is not None:
-                        self.state[param][name] = value.to(dtype=dtype, device=param.device)
+                    if (value := state_dict["state"].get(key, {}).get(name)) is not None:
+                        self.state[param][name] = as_moment(
+                            value, param, now["state_dtype"], signed=name not in self._unsigned
+                        )
 
 
 @dataclass(frozen=True)
@@ -286,10 +327,3 @@ class _Seen:
     @property
     def has_matrices(self) -> bool:
         return max(self.dims, default=0) > 1
-
-
-def zeros_like_moment(param: Tensor) -> Tensor:
-    """A moment of the weight before its first step, in memory as the weight is."""
-    return torch.zeros_like(
-        param, dtype=working_dtype(param.dtype), memory_format=torch.preserve_format
-    )

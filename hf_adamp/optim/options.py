@@ -68,6 +68,15 @@ def _switch_or_none(name: str, value: object) -> None:
         raise TypeError(f"{name}={value!r} must be True, False or None (choose by weight).")
 
 
+def _one_of(*allowed: object) -> Callable[[str, object], None]:
+    def check(name: str, value: object) -> None:
+        if value not in allowed:
+            words = [f'"{word}"' if word else str(word) for word in allowed]
+            raise ValueError(f"{name}={value!r} must be {', '.join(words[:-1])} or {words[-1]}.")
+
+    return check
+
+
 def _below_one(name: str, value: object) -> None:
     _number(name, value, below=1.0)
 
@@ -88,6 +97,8 @@ _CHECKS: dict[str, Callable[[str, object], None]] = {
     "differentiable": _switch,
     "fused": _switch_or_none,
     "scale_invariant": check_scale_invariant,
+    "rounding": _one_of("nearest", "stochastic", "kahan"),
+    "state_dtype": _one_of(None, "bfloat16", "8bit"),
 }
 
 
@@ -98,6 +109,12 @@ def _check_combinations(options: Mapping[str, Any]) -> None:
         raise RuntimeError("fused=True and foreach=True exclude each other; set one of them.")
     if options.get("fused") and options.get("differentiable"):
         raise RuntimeError("fused=True is not differentiable; use fused=None.")
+    for name, default in (("rounding", "nearest"), ("state_dtype", None)):
+        for flag in ("capturable", "differentiable"):
+            if options.get(flag) and options.get(name, default) != default:
+                raise RuntimeError(
+                    f"{name}={options[name]!r} and {flag}=True exclude each other; set one of them."
+                )
     if options.get("foreach") and options.get("differentiable"):
         raise RuntimeError("foreach=True is not differentiable; use foreach=None.")
     if options.get("foreach") and not options.get("capturable"):

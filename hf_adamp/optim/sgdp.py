@@ -15,7 +15,8 @@ from torch.optim.optimizer import ParamsT
 from .backends import Flags
 from .bucket import Bucket, SGDRule
 from .invariance import ScaleInvariant, threshold
-from .optimizer import ProjectedOptimizer, zeros_like_moment
+from .low_precision import new_moment
+from .optimizer import ProjectedOptimizer
 from .step import run
 
 __all__ = ["SGDP", "sgdp"]
@@ -86,6 +87,8 @@ class SGDP(ProjectedOptimizer):
         differentiable: bool = False,
         fused: bool | None = None,
         scale_invariant: ScaleInvariant = "auto",
+        rounding: str = "nearest",
+        state_dtype: str | None = None,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -102,6 +105,8 @@ class SGDP(ProjectedOptimizer):
             "differentiable": differentiable,
             "fused": fused,
             "scale_invariant": scale_invariant,
+            "rounding": rounding,
+            "state_dtype": state_dtype,
         }
         super().__init__(params, defaults)
 
@@ -120,7 +125,7 @@ class SGDP(ProjectedOptimizer):
             if group["momentum"]:
                 state = self.state[param]
                 if "momentum" not in state:
-                    state["momentum"] = zeros_like_moment(param)
+                    state["momentum"] = new_moment(param, group["state_dtype"])
                 momentum_buffers.append(state["momentum"])
 
     def _bucket(self, group: dict[str, Any]) -> Bucket:

@@ -37,10 +37,12 @@ GOOD = [
 ]
 
 ADAMP_KEYS = (
-    "beta1, beta2, betas, delta, foreach, fused, groups, nesterov, scale_invariant, wd_ratio"
+    "beta1, beta2, betas, delta, foreach, fused, groups, nesterov, rounding, scale_invariant, "
+    "state_dtype, wd_ratio"
 )
 SGDP_KEYS = (
-    "dampening, delta, foreach, fused, groups, momentum, nesterov, scale_invariant, wd_ratio"
+    "dampening, delta, foreach, fused, groups, momentum, nesterov, rounding, scale_invariant, "
+    "state_dtype, wd_ratio"
 )
 
 BAD = [
