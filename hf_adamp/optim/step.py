@@ -20,7 +20,7 @@ from . import projection
 from .backends import Backend, Flags, native, native_decision
 from .bucket import Bucket, Scalar, working_dtype
 from .distributed import Placement, Reducer
-from .projection import Decision, Layout, Statistic, StepRecord, Views
+from .projection import Decision, Layout, Statistic, StepRecord
 from .sorting import Sorter
 
 __all__ = ["Memory", "run"]
@@ -132,7 +132,7 @@ class _Section:
     layout: Layout | None
     stats: Tensor
     pending: list[Any] = field(default_factory=list)
-    views: Views | None = None
+    decision: Decision | None = None
 
     @classmethod
     def of(
@@ -167,27 +167,27 @@ class _Section:
 
     def finish(self, totals: Tensor) -> None:
         """Decide and apply; `totals` are those of all processes."""
-        decision = None
         if self.layout is not None:
             decay = self._decays()
-            decision = self._arithmetic.decide(self.stats, totals, self.layout, *decay)
-            self.views = decision.views
+            self.decision = self._arithmetic.decide(self.stats, totals, self.layout, *decay)
         for bucket, state in zip(self.buckets, self.pending, strict=True):
-            self.backend.apply(bucket, self.stats, decision, state)
+            self.backend.apply(bucket, self.stats, self.decision, state)
 
     def record(self) -> list[StepRecord]:
-        if self.layout is None or self.views is None:
+        if self.layout is None or self.decision is None:
             return []
-        # Sized anew: a backend may have learnt step·w after the decision, which does not need it.
-        totals = self.total()
-        shift = projection.shift_rows(self.stats, totals, self.layout, self.views, *self._decays())
+        totals, decision = self.total(), self.decision
         # Whoever reads a record knows a sharded weight as a whole, not by its part.
-        params = [placement.param for placement in self.placements()] or [
-            param for bucket in self.buckets for param in bucket.params[: bucket.matrices]
-        ]
-        return [
-            projection.record(params, self.stats, totals, self.layout, Decision(self.views, shift))
-        ]
+        params = [placement.param for placement in self.placements()]
+        if not params:
+            params = [
+                param for bucket in self.buckets for param in bucket.params[: bucket.matrices]
+            ]
+            # Sized anew: a backend may have learnt step·w after the decision, which does without.
+            views, decays = decision.views, self._decays()
+            shift = projection.shift_rows(self.stats, totals, self.layout, views, *decays)
+            decision = Decision(views, shift)
+        return [projection.record(params, self.stats, totals, self.layout, decision)]
 
     @property
     def _arithmetic(self) -> Any:

@@ -140,10 +140,16 @@ def check_records(dim):
     run.single_optimizer.record_steps = True
     for step in range(3):
         run.set_grads(step)
+        before = [param.to_local().detach().clone() for param in run.sharded]
         run.step(step)
     assert bool(run.optimizer.last_step) == (rank == 1)
     if rank == 1:
         views, cosines = _recorded(run.optimizer, "view"), _recorded(run.optimizer, "max_cosine")
+        moved = _recorded(run.optimizer, "update_norm")
+        for old, param in zip(before, run.sharded, strict=True):
+            if id(param) in moved and dim == 0:
+                norm = (param.to_local().detach() - old).norm().item()
+                assert moved[id(param)] == pytest.approx(norm, rel=2e-3, abs=1e-6)
         every = _recorded(run.single_optimizer, "view")
         of_whole = _recorded(run.single_optimizer, "max_cosine")
         assert len(every) == len(views) > 8
