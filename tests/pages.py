@@ -1,5 +1,7 @@
 """The part of a documentation page that a script writes: what stands between two marks."""
 
+import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -29,3 +31,13 @@ class Section:
         before, _, after = self._parts()
         page = f"{before}{self.begin}\n{text.strip()}\n{self.end}{after}"
         self.page.write_text(page, encoding="utf-8")
+
+
+def print_or_write(make: Callable[[], str], section: Section, description: str) -> None:
+    """Print what `make` makes, or with --write put it into the page: a script's whole `main`."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--write", action="store_true", help=f"write it into {section.page.name}")
+    if parser.parse_args().write:
+        section.write(make())
+    else:
+        print(make())

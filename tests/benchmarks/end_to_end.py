@@ -7,12 +7,10 @@ Both train a copy of the same model on the same batch in turn, and a ratio is th
 the same round. Weights and inputs are random: only time is looked at.
 """
 
-import argparse
-import shlex
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -89,27 +87,19 @@ def measure(build: Callable[[int], tuple[nn.Module, Batch]], batch_size: int, ro
     return f"{cells} | **{ratio:.3f}** ({low:.3f}–{high:.3f})"
 
 
+def table(rounds: int) -> Iterator[str]:
+    """The page's table, line by line."""
+    yield "| training step | AdamW, ms | AdamP, ms | of it step, AdamW | AdamP | AdamP / AdamW |"
+    yield "| --- | ---: | ---: | ---: | ---: | ---: |"
+    for name, (build, batch_size) in MODELS.items():
+        yield f"| {name} | {measure(build, batch_size, rounds)} |"
+
+
 def main(arguments: Sequence[str]) -> str:
     """Measure, print and return the page's section."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.benchmarks.end_to_end", description=__doc__.partition("\n")[0]
-    )
-    parser.add_argument("--rounds", type=int, default=20, help="timed rounds (%(default)s)")
-    parser.add_argument("--output", action="store_true", help=f"write into {SECTION.page.name}")
-    options = parser.parse_args(arguments)
-    lines = [
-        "| training step | AdamW, ms | AdamP, ms | of it step, AdamW | AdamP | AdamP / AdamW |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for name, (build, batch_size) in MODELS.items():
-        lines.append(f"| {name} | {measure(build, batch_size, options.rounds)} |")
-        print(lines[-1], flush=True)
-    command = shlex.join(["python", "-m", "tests.benchmarks.end_to_end", *arguments])
-    section = "\n".join([*lines, "", report.machine(), "", f"Command: `{command}`"])
-    if options.output:
-        SECTION.write(section)
-    return section
+    about, name = __doc__.partition("\n")[0], "tests.benchmarks.end_to_end"
+    return report.measure_and_write(name, about, SECTION, table, arguments, rounds=20)[0]
 
 
 if __name__ == "__main__":
-    print(main(sys.argv[1:]))
+    main(sys.argv[1:])

@@ -9,13 +9,11 @@ medians; it is held against a whole step, forward and backward pass included. Al
 of one thread.
 """
 
-import argparse
-import shlex
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -73,34 +71,28 @@ def measure(model: nn.Module, batch: Batch, name: str, rounds: int) -> list[floa
     ]
 
 
-def main(arguments: Sequence[str]) -> str:
-    """Measure, print and return the page's section."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.benchmarks.log_cost", description=__doc__.partition("\n")[0]
-    )
-    parser.add_argument("--rounds", type=int, default=8, help="timed rounds (%(default)s)")
-    parser.add_argument("--output", action="store_true", help=f"write into {SECTION.page.name}")
-    options = parser.parse_args(arguments)
+def table(rounds: int) -> Iterator[str]:
+    """The page's table, line by line."""
     torch.set_num_threads(1)
-    lines = [
+    yield (
         "| training step | optimizer | whole step, ms | added between logs, ms | added to a logged "
-        f"step, ms | share of training, a log every {EVERY} steps |",
-        "| --- | --- | ---: | ---: | ---: | ---: |",
-    ]
+        f"step, ms | share of training, a log every {EVERY} steps |"
+    )
+    yield "| --- | --- | ---: | ---: | ---: | ---: |"
     for title, (build, batch_size) in MODELS.items():
         for name in OPTIMIZERS:
             torch.manual_seed(0)
-            whole, between, logged = measure(*build(batch_size), name, options.rounds)
+            whole, between, logged = measure(*build(batch_size), name, rounds)
             share = ((EVERY - 1) * between + logged) / (EVERY * whole)
             cells = f"{1e3 * whole:.0f} | {1e3 * between:.2f} | {1e3 * logged:.1f} | {share:.2%}"
-            lines.append(f"| {title} | {name} | {cells} |")
-            print(lines[-1], flush=True)
-    command = shlex.join(["python", "-m", "tests.benchmarks.log_cost", *arguments])
-    section = "\n".join([*lines, "", report.machine(), "", f"Command: `{command}`"])
-    if options.output:
-        SECTION.write(section)
-    return section
+            yield f"| {title} | {name} | {cells} |"
+
+
+def main(arguments: Sequence[str]) -> str:
+    """Measure, print and return the page's section."""
+    about, name = __doc__.partition("\n")[0], "tests.benchmarks.log_cost"
+    return report.measure_and_write(name, about, SECTION, table, arguments, rounds=8)[0]
 
 
 if __name__ == "__main__":
-    print(main(sys.argv[1:]))
+    main(sys.argv[1:])

@@ -1,15 +1,19 @@
 """The benchmark's results as Markdown and as a plot."""
 
+import argparse
 import os
 import platform
+import shlex
+from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
 from tests.benchmarks.step_time import Comparison, Result
+from tests.pages import Section
 
-__all__ = ["machine", "plot", "table"]
+__all__ = ["machine", "measure_and_write", "plot", "table"]
 
 _PACKAGES = ("torch", "adamp", "timm", "pytorch_optimizer", "torch_optimizer", "hf-adamp")
 
@@ -98,3 +102,40 @@ def plot(comparisons: dict[str, Comparison], path: Path) -> None:
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
+
+
+def measure_and_write(
+    module: str,
+    description: str,
+    section: Section,
+    lines: Callable[[int], Iterable[str]],
+    arguments: Sequence[str],
+    *,
+    rounds: int,
+) -> tuple[str, bool]:
+    """Make a page's section of a table's lines, printed as they come: a benchmark's `main`.
+
+    Args:
+        module: what is called with `python -m`.
+        description: of the command line.
+        section: where --output puts it.
+        lines: the table, measured in so many rounds.
+        arguments: the command line.
+        rounds: default of --rounds.
+
+    Returns:
+        The section, and whether it was written.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
+    parser.add_argument("--rounds", type=int, default=rounds, help="timed rounds (%(default)s)")
+    parser.add_argument("--output", action="store_true", help=f"write into {section.page.name}")
+    options = parser.parse_args(arguments)
+    made = []
+    for line in lines(options.rounds):
+        made.append(line)
+        print(line, flush=True)
+    command = shlex.join(["python", "-m", module, *arguments])
+    text = "\n".join([*made, "", machine(), "", f"Command: `{command}`"])
+    if options.output:
+        section.write(text)
+    return text, options.output

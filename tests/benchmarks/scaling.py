@@ -4,12 +4,10 @@ python -m tests.benchmarks.scaling                 print the table
 python -m tests.benchmarks.scaling --output        write it and its plot into docs
 """
 
-import argparse
-import shlex
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -23,7 +21,7 @@ SECTION = Section(DOCS / "performance.md", "scaling")
 PLOT = DOCS / "step-scaling.png"
 
 # Squares of a million elements; then ten million elements in more and more weights.
-SIZES = [[(1024, 1024)] * millions for millions in (1, 4, 16, 64, 128)]
+SIZES = [[(1024, 1024)] * millions for millions in (1, 4, 16, 64, 128, 512)]
 COUNTS = [[(side, side)] * (10_000_000 // side**2) for side in (1024, 256, 64, 32)]
 
 
@@ -37,6 +35,7 @@ def measure(shapes: list[tuple[int, int]], rounds: int) -> tuple[float, float]:
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
         optimizers.append(make(parameters))
+    weights.clear()  # two gigabytes of the largest model
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(rounds + 2):
         for optimizer, own in zip(optimizers, times, strict=True):
@@ -68,35 +67,28 @@ def plot(panels: dict[str, list[tuple[int, float, float]]], path: Path) -> None:
 
 def main(arguments: Sequence[str]) -> str:
     """Measure, print and return the page's section."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.benchmarks.scaling", description=__doc__.partition("\n")[0]
-    )
-    parser.add_argument("--rounds", type=int, default=10, help="timed rounds (%(default)s)")
-    parser.add_argument("--output", action="store_true", help=f"write into {SECTION.page.name}")
-    options = parser.parse_args(arguments)
-    lines = [
-        "| weights | elements | AdamW, fused, ms | AdamP, ms | AdamP / AdamW |",
-        "| ---: | ---: | ---: | ---: | ---: |",
-    ]
     panels: dict[str, list[tuple[int, float, float]]] = {}
-    for label, cases in (("elements", SIZES), ("weights of 10M elements", COUNTS)):
-        for shapes in cases:
-            elements = sum(rows * columns for rows, columns in shapes)
-            adamw, adamp = measure(shapes, options.rounds)
-            what = elements if label == "elements" else len(shapes)
-            panels.setdefault(label, []).append((what, adamw, adamp))
-            lines.append(
-                f"| {len(shapes):,} | {elements / 1e6:.0f}M | {1000 * adamw:.1f} "
-                f"| {1000 * adamp:.1f} | **{adamp / adamw:.2f}** |"
-            )
-            print(lines[-1], flush=True)
-    command = shlex.join(["python", "-m", "tests.benchmarks.scaling", *arguments])
-    section = "\n".join([*lines, "", report.machine(), "", f"Command: `{command}`"])
-    if options.output:
+
+    def table(rounds: int) -> Iterator[str]:
+        yield "| weights | elements | AdamW, fused, ms | AdamP, ms | AdamP / AdamW |"
+        yield "| ---: | ---: | ---: | ---: | ---: |"
+        for label, cases in (("elements", SIZES), ("weights of 10M elements", COUNTS)):
+            for shapes in cases:
+                elements = sum(rows * columns for rows, columns in shapes)
+                adamw, adamp = measure(shapes, rounds)
+                what = elements if label == "elements" else len(shapes)
+                panels.setdefault(label, []).append((what, adamw, adamp))
+                yield (
+                    f"| {len(shapes):,} | {elements / 1e6:.0f}M | {1000 * adamw:.1f} "
+                    f"| {1000 * adamp:.1f} | **{adamp / adamw:.2f}** |"
+                )
+
+    about, name = __doc__.partition("\n")[0], "tests.benchmarks.scaling"
+    text, written = report.measure_and_write(name, about, SECTION, table, arguments, rounds=10)
+    if written:
         plot(panels, PLOT)
-        SECTION.write(section)
-    return section
+    return text
 
 
 if __name__ == "__main__":
-    print(main(sys.argv[1:]))
+    main(sys.argv[1:])

@@ -6,7 +6,6 @@
 The models are tiny and randomly initialised from their configs; nothing is downloaded.
 """
 
-import argparse
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from torch import nn
 from transformers import AutoModel, AutoModelForSequenceClassification
 
 from hf_adamp.param_groups import decay_parameter_names
-from tests.pages import DOCS, Section
+from tests.pages import DOCS, Section, print_or_write
 
 SECTION = Section(DOCS / "parameter-groups.md", "decay-rules")
 
@@ -134,15 +133,5 @@ def table() -> str:
     return "\n".join([*rows, "", made])
 
 
-def main() -> None:
-    """Print the table or write it into the page."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--write", action="store_true", help="write it into docs/")
-    if parser.parse_args().write:
-        SECTION.write(table())
-    else:
-        print(table())
-
-
 if __name__ == "__main__":
-    main()
+    print_or_write(table, SECTION, (__doc__ or "").partition("\n")[0])

@@ -5,7 +5,6 @@ steps, and what the processes say to each other in a step. Takes one to two minu
 `make bench` installs the other packages into .venv/bench, to be put on PYTHONPATH.
 """
 
-import argparse
 import importlib
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +18,7 @@ from tests.optim.distributed.counting import CountedCollectives
 from tests.optim.distributed.processes import Pool
 from tests.optim.distributed.sharded import whole
 from tests.optim.distributed.strategies import STRATEGIES, Pair, Strategy
-from tests.pages import DOCS, Section
+from tests.pages import DOCS, Section, print_or_write
 
 SECTION = Section(DOCS / "distributed.md", "strategies")
 STEPS = 6
@@ -142,15 +141,5 @@ def table() -> str:
     return "\n".join([*lines, *rows(), "", made])
 
 
-def main() -> None:
-    """Print the table or write it into the page."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--write", action="store_true", help="write it into docs/")
-    if parser.parse_args().write:
-        SECTION.write(table())
-    else:
-        print(table())
-
-
 if __name__ == "__main__":
-    main()
+    print_or_write(table, SECTION, (__doc__ or "").partition("\n")[0])

@@ -4,7 +4,6 @@ A classifier of scikit-learn's handwritten digits, trained on with a learning ra
 of fine-tuning, where bfloat16 weights rounded to nearest stand still.
 """
 
-import argparse
 import statistics
 import time
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from hf_adamp import AdamP
-from tests.pages import DOCS, Section
+from tests.pages import DOCS, Section, print_or_write
 
 SECTION = Section(DOCS / "low-precision.md", "table")
 COMMAND = "python -m tests.tables.low_precision --write"
@@ -110,7 +109,7 @@ def measure(seed, steps):
     return loss_of(first, data), found
 
 
-def table(seeds, steps):
+def table(seeds=5, steps=150):
     """The page's section."""
     runs = [measure(seed, steps) for seed in range(seeds)]
     before = statistics.mean(run[0] for run in runs)
@@ -138,17 +137,5 @@ def table(seeds, steps):
     )
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.partition(":")[0])
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=150)
-    parser.add_argument("--write", action="store_true", help=f"into {SECTION.page.name}")
-    options = parser.parse_args()
-    section = table(options.seeds, options.steps)
-    print(section)
-    if options.write:
-        SECTION.write(section)
-
-
 if __name__ == "__main__":
-    main()
+    print_or_write(table, SECTION, __doc__.partition(":")[0])

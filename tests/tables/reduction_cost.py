@@ -4,11 +4,10 @@ A model, not a measurement; docs/distributed.md says what it assumes. The bytes 
 shapes and are what the tests count on small networks.
 """
 
-import argparse
 import math
 from dataclasses import dataclass
 
-from tests.pages import DOCS, Section
+from tests.pages import DOCS, Section, print_or_write
 
 SECTION = Section(DOCS / "distributed.md", "cost")
 
@@ -102,15 +101,5 @@ def table() -> str:
     return "\n".join([*lines, "", made])
 
 
-def main() -> None:
-    """Print the table or write it into the page."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--write", action="store_true", help="write it into docs/")
-    if parser.parse_args().write:
-        SECTION.write(table())
-    else:
-        print(table())
-
-
 if __name__ == "__main__":
-    main()
+    print_or_write(table, SECTION, (__doc__ or "").partition("\n")[0])
