@@ -121,7 +121,14 @@ def _set(config: Any, key: str, value: Any) -> None:
             f"{type(config).__name__} has no {key!r} to set; it has "
             f"{', '.join(sorted(k for k in config.to_dict() if not k.startswith('_')))}."
         )
-    setattr(part, last, value)
+    if isinstance(getattr(part, last), float) and isinstance(value, int):
+        value = float(value)
+    try:
+        setattr(part, last, value)
+    except (
+        Exception
+    ) as error:  # newer configs check the types of their values, with errors of their own
+        raise ValueError(f"{key} cannot be {value!r}: {error}") from error
 
 
 def _model_class(config: Any) -> Any:
@@ -189,9 +196,9 @@ def _cut_vocabulary(config: Any) -> None:
 
 
 def _check_memory(shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Refuse what would make the machine swap: float32 weights, float64 copies, two scratch."""
+    """Refuse what would make the machine swap: weights, their float64 copies, two gradients."""
     sizes = [math.prod(shape) for shape in shapes.values()]
-    needed = 12 * sum(sizes) + 24 * max(sizes, default=0)
+    needed = 12 * sum(sizes) + 16 * max(sizes, default=0)
     free = _free_memory()
     if free is not None and needed > free:
         raise MemoryError(

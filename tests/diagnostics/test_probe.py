@@ -3,6 +3,7 @@
 import json
 import random
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -266,6 +267,38 @@ def test_model_is_left_as_it_was_found(dtype, fails):
     model(torch.randn(9, 6, dtype=dtype))
 
 
+class Caching(nn.Module):
+    """Keeps what it made of its weight until it is trained again, as LeViT does."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(6, 6))
+        self.cache = {}
+
+    def train(self, mode=True):
+        if mode:
+            self.cache = {}
+        return super().train(mode)
+
+    def forward(self, x):
+        if self.training:
+            return x @ self.weight
+        return x @ self.cache.setdefault("weight", self.weight * 1)
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_what_a_module_keeps_is_neither_believed_nor_changed(used):
+    model = nn.Sequential(Caching(), RMSNorm(1)).eval()
+    inputs = torch.randn(5, 6)
+    if used:
+        model(inputs)
+    cache = model[0].cache
+    kept = dict(cache)
+    assert verdict(model, inputs).granularity == "tensor"
+    assert model[0].cache is cache
+    assert cache == kept
+
+
 def test_lstm_still_uses_its_own_weights():
     model = nn.LSTM(4, 6)
     probe(model, torch.randn(5, 2, 4), gradients=1)
@@ -344,6 +377,26 @@ class Count(nn.Module):
 
     def forward(self, x):
         return x.argmax()
+
+
+class Strange(nn.Module):
+    """Looks like a model of Transformers, and takes no tokens."""
+
+    main_input_name = "input_ids"
+
+    def __init__(self):
+        super().__init__()
+        self.config = SimpleNamespace(vocab_size=8)
+        self.body = linear()
+
+    def forward(self, input_ids):
+        return self.body(input_ids.float())
+
+
+def test_made_up_inputs_that_do_not_suit_are_named():
+    message = r"Strange does not run on .* \(input_ids: \(2, 16\)\): RuntimeError.*pass inputs="
+    with pytest.raises(ValueError, match=message):
+        probe(Strange())
 
 
 BAD = {

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from hf_adamp import probe
+from hf_adamp.diagnostics.probe import invariance
 from tests.tables.decay_rules import ARCHITECTURES, GATED, build
 
 OPTIONS = {name: (model_type, options) for name, model_type, options in ARCHITECTURES}
@@ -87,6 +88,17 @@ def test_probe_finds_what_the_architecture_implies(name):
         assert weight.effect > 0, f"{weight.name} should have an effect"
         if weight.groups is None:
             assert weight.change > 1e-3 * weight.effect, weight.name
+
+
+@pytest.mark.parametrize("limit", [1e-10, 1e-3])
+@pytest.mark.parametrize("name", ["ResNet", "Wav2Vec2", "Gemma3", "OLMo2"])
+def test_answers_do_not_hang_on_the_limit(name, limit, monkeypatch):
+    torch.manual_seed(0)
+    model = build(*OPTIONS[name])
+    inputs = inputs_for(name, model)
+    expected = probe(model, inputs, gradients=1).granularities
+    monkeypatch.setattr(invariance, "_LIMIT", limit)
+    assert probe(model, inputs, gradients=1).granularities == expected
 
 
 def test_invariance_is_exact_but_for_eps():

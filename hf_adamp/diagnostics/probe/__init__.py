@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parameter import is_lazy
 
-from hf_adamp.diagnostics.dummy_inputs import dummy_batches
+from hf_adamp.diagnostics.probe.dummy_inputs import dummy_batches
 from hf_adamp.diagnostics.probe.evaluation import Batch, Subject
 from hf_adamp.diagnostics.probe.examination import examine
 from hf_adamp.diagnostics.probe.report import Granularity, ProbeReport, WeightReport
@@ -47,8 +47,8 @@ def probe(
     count as if training had moved them. Nothing of this stays in the model: weights, gradients,
     buffers, mode and random number generators are as they were found.
 
-    Needs memory for two float64 copies of the model's largest weight beside one of the whole model,
-    and some forward passes per weight.
+    Needs memory for a float64 copy of the model and for two of its largest weight, 12 forward and
+    backward passes, and a forward pass for each invariant weight.
 
     Args:
         model: The model, on one device, before any wrapper shards it.
@@ -79,11 +79,22 @@ def probe(
         raise ValueError(f"gradients={gradients!r} must be an integer >= 1.")
     if not (math.isfinite(delta) and delta > 0):
         raise ValueError(f"delta={delta} must be finite and > 0.")
-    batches = dummy_batches(model, gradients, seed) if inputs is None else _batches(inputs)
+    batches: list[Any] = (
+        dummy_batches(model, gradients, seed) if inputs is None else _batches(inputs)
+    )
     generator = torch.Generator().manual_seed(seed)
-    with in_float64(model, generator) as copies, torch.enable_grad():
-        subject = Subject(model, copies, batches, generator)
-        found, drawn = examine(subject, names, gradients, delta, generator)
+    try:
+        with in_float64(model, generator) as copies, torch.enable_grad():
+            subject = Subject(model, copies, batches, generator)
+            found, drawn = examine(subject, names, gradients, delta, generator)
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
+        if inputs is not None:
+            raise
+        shapes = ", ".join(f"{name}: {tuple(t.shape)}" for name, t in batches[0].items())
+        raise ValueError(
+            f"{type(model).__name__} does not run on the inputs made up for it ({shapes}): "
+            f"{type(error).__name__}: {error}; pass inputs=, a batch as your training loop has it."
+        ) from error
     weights = {
         name: WeightReport(name, _module(model, name), **entry) for name, entry in found.items()
     }

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from hf_adamp.diagnostics.probe.sandbox import Precise, fixed_noise
+from hf_adamp.diagnostics.probe.sandbox import Precise, same_start
 
 __all__ = ["Batch", "Gradients", "Subject", "relative_change"]
 
@@ -101,8 +101,7 @@ class Subject:
 
     def _forward(self, index: int, *, shrink_eps: bool) -> Any:
         batch = self._batches[index]
-        fixed_noise()
-        with Precise(shrink_eps=shrink_eps):
+        with same_start(self._model), Precise(shrink_eps=shrink_eps):
             if isinstance(batch, Mapping):
                 return self._model(**batch)
             return self._model(*batch) if isinstance(batch, tuple) else self._model(batch)

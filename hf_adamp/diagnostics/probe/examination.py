@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hf_adamp.diagnostics.probe.evaluation import Gradients, Subject
-from hf_adamp.diagnostics.probe.invariance import Finding, Screen, find
+from hf_adamp.diagnostics.probe.invariance import Finding, Screen, confirm, find
 from hf_adamp.optim.projection import Extent, Layout, View, choose_views, total
 
 __all__ = ["examine"]
@@ -36,9 +36,10 @@ def examine(
     for gradient in drawn:
         for name, view in zip(names, _views(subject, names, gradient, delta), strict=True):
             views[name].append(view)
+    confirmed = confirm(subject, names, readings, precise, generator)
     found = {}
     for name in names:
-        finding = find(subject, [name], readings, precise, plain, generator)
+        finding = find(subject, [name], readings, precise, plain, generator, confirmed=confirmed)
         found[name] = {
             "shape": tuple(subject.copies[name].shape),
             "groups": finding.groups,
@@ -96,7 +97,7 @@ def _with_bias(
     rows = subject.copies[name].shape[0]
     if tensor != "weight" or bias not in subject.copies or finding.effect == 0:
         return None
-    if subject.copies[bias].shape != (rows,):
+    if finding.groups == rows or subject.copies[bias].shape != (rows,):
         return None
     groups = find(subject, [name, bias], readings, precise, plain, generator).groups
     return groups if groups is not None and groups > (finding.groups or 0) else None

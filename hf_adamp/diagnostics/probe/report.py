@@ -26,7 +26,7 @@ class WeightReport:
         groups: The largest number of equal groups of consecutive rows that can each be scaled by a
             factor of its own without changing the output. None: scaling changes it.
         change: Relative change of the output when the groups (without groups: all rows together)
-            are scaled by factors between 0.5 and 2, with the eps of the model's norms in place.
+            are scaled by 0.5, 1 and 2, with the eps of the model's norms in place.
         effect: Relative change of the output, to first order, by a random change of the weight as
             large as the weight; 0 where the weight has no influence on this output.
         cosine: The largest `|g·w|/(|g||w|)` over the groups (without groups: of the whole weight)

@@ -6,6 +6,7 @@ makes and the rounding that follows it look alike; in float64 they are eight dig
 
 from __future__ import annotations
 
+import copy
 import random
 import sys
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["Precise", "fixed_noise", "in_float64"]
+__all__ = ["Precise", "in_float64", "same_start"]
 
 # Every norm's eps lies below, and nothing else that a model adds as a plain number of this size
 # is meant to change what it computes.
@@ -27,6 +28,7 @@ _ADDITIONS = {"add", "add_"}
 _LOWER = {torch.float32, torch.bfloat16, torch.float16}
 _CASTS = {"float", "half", "bfloat16"}
 _GROUPED = {"grouped_mm", "_grouped_mm"}
+_TORCH_ATTRIBUTES = set(nn.Module().__dict__)
 
 
 class Precise(TorchFunctionMode):
@@ -100,8 +102,13 @@ def in_float64(model: nn.Module, generator: torch.Generator) -> Iterator[dict[st
     with _kept_noise({p.device for p in model.parameters() if p.device.type == "cuda"}):
         try:
             copies = _swap(model, generator)
+            training = {
+                id(m): _uses_batch(m) and (m.training or not was_training) for m in model.modules()
+            }
+            # Some modules drop here what they keep for evaluation.
+            model.train()
             for module in model.modules():
-                module.training = _uses_batch(module) and (module.training or not was_training)
+                module.training = training[id(module)]
             # Tensors that the forward pass makes from plain numbers.
             torch.set_default_dtype(torch.float64)
             yield copies
@@ -139,14 +146,14 @@ def _swap(model: nn.Module, generator: torch.Generator) -> dict[str, nn.Paramete
 
 
 def _copy(parameter: Tensor, generator: torch.Generator) -> Tensor:
-    copy = parameter.detach().to(torch.float64, copy=True).contiguous()
-    if copy.numel() < 2 or bool((copy != copy.flatten()[0]).any()):
-        return copy
-    noise = torch.randn(copy.shape, generator=generator, dtype=torch.float64).to(copy.device)
+    values = parameter.detach().to(torch.float64, copy=True).contiguous()
+    if values.numel() < 2 or bool((values != values.flatten()[0]).any()):
+        return values
+    noise = torch.randn(values.shape, generator=generator, dtype=torch.float64).to(values.device)
     # A gain of 1e-6, as on residual branches, is an initial value as well.
-    if abs(float(copy.flatten()[0])) < _LARGEST_EPS:
-        return noise * (0.1 if copy.ndim < 2 else 0.02)
-    return copy * (1 + 0.1 * noise)
+    if abs(float(values.flatten()[0])) < _LARGEST_EPS:
+        return noise * (0.1 if values.ndim < 2 else 0.02)
+    return values * (1 + 0.1 * noise)
 
 
 def _uses_batch(module: nn.Module) -> bool:
@@ -170,9 +177,24 @@ def _kept_noise(devices: set[torch.device]) -> Iterator[None]:
                 numpy.random.set_state(numpy_state)
 
 
-def fixed_noise(seed: int = 0) -> None:
-    """Seed every generator, so that what a model draws in its forward pass repeats."""
-    torch.manual_seed(seed)
-    random.seed(seed)
+@contextmanager
+def same_start(model: nn.Module) -> Iterator[None]:
+    """Let a forward pass begin as every other did: same noise, and nothing kept from the last.
+
+    In evaluation some modules keep what they computed from a weight (LeViT its attention biases).
+    """
+    torch.manual_seed(0)
+    random.seed(0)
     if "numpy" in sys.modules:
-        sys.modules["numpy"].random.seed(seed)
+        sys.modules["numpy"].random.seed(0)
+    kept = [(module, dict(module.__dict__)) for module in model.modules()]
+    for module, attributes in kept:
+        for name, value in attributes.items():
+            if name not in _TORCH_ATTRIBUTES and type(value) in (dict, list, set):
+                module.__dict__[name] = copy.copy(value)
+    try:
+        yield
+    finally:
+        for module, attributes in kept:
+            module.__dict__.clear()
+            module.__dict__.update(attributes)

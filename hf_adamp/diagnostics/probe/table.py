@@ -20,7 +20,7 @@ _HEADINGS = ("weight", "count", "module", "invariant", "change", "effect", "cosi
 _LEGEND = """\
 invariant  the parts that can each be scaled without changing the output: rows, equal groups of
            rows (heads), or the tensor as a whole; "+bias" if the bias is scaled with them
-change     of the output, relative, when they are scaled by 0.5 to 2; the norms' eps causes it
+change     of the output, relative, when they are scaled by 0.5, 1 and 2; the norms' eps causes it
 effect     of a random change as large as the weight, to compare with
 cosine     |g·w| / (|g||w|), the largest over parts and gradients"""
 
@@ -138,8 +138,8 @@ def summary(report: ProbeReport) -> str:
             f"of these{heads}."
         )
     return (
-        f"AdamP is worth trying with declared weights only: {fact} are scale-invariant, but its "
-        f"test finds {caught:.0%} of these{heads}."
+        f"AdamP is worth trying with declared weights only (scale_invariance=report): {fact} are "
+        f"scale-invariant, but its test finds {caught:.0%} of these{heads}."
     )
 
 

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from hf_adamp.diagnostics.probe.sandbox import in_float64, same_start
 
 __all__ = ["dummy_batches"]
 
@@ -18,7 +21,7 @@ _TOKENS = 16
 _SAMPLES = 8000
 _FRAMES = 64
 # What is left of it behind a network that halves it five times still has some neighbours.
-_IMAGE = 96
+_IMAGE = 64
 
 
 def dummy_batches(model: nn.Module, count: int, seed: int) -> list[dict[str, Tensor]]:
@@ -39,18 +42,41 @@ def dummy_batches(model: nn.Module, count: int, seed: int) -> list[dict[str, Ten
             "tells what it takes; pass inputs=, a batch as your training loop has it."
         )
     generator = torch.Generator().manual_seed(seed)
+    # The smaller the images the faster the probe, but not every model takes another size.
+    small = _takes(model, _batch(model, config, generator, _IMAGE))
     device = next(model.parameters()).device
+    extent = _IMAGE if small else None
     return [
-        {name: tensor.to(device) for name, tensor in _batch(model, config, generator).items()}
-        for _ in range(count)
+        {name: tensor.to(device) for name, tensor in batch.items()}
+        for batch in (_batch(model, config, generator, extent) for _ in range(count))
     ]
 
 
-def _batch(model: nn.Module, config: Any, generator: torch.Generator) -> dict[str, Tensor]:
+def _takes(model: nn.Module, batch: dict[str, Tensor]) -> bool:
+    """Whether a model takes images of this size; true where it takes no images."""
+    if "pixel_values" not in batch:
+        return True
+    device = next(model.parameters()).device
+    images = {
+        name: tensor.double().to(device) for name, tensor in batch.items() if name == "pixel_values"
+    }
+    rest = {name: tensor.to(device) for name, tensor in batch.items() if name not in images}
+    with in_float64(model, torch.Generator()), same_start(model), torch.no_grad():
+        try:
+            model(**images, **rest)
+        except (ValueError, RuntimeError):
+            return False
+    return True
+
+
+def _batch(
+    model: nn.Module, config: Any, generator: torch.Generator, extent: int | None
+) -> dict[str, Tensor]:
+    """Make up one batch; images are of `extent`, or as large as the config says."""
     accepted = inspect.signature(model.forward).parameters
     makers: dict[str, Callable[[Any, int, torch.Generator], Tensor]] = {
         "input_ids": _tokens,
-        "pixel_values": _image,
+        "pixel_values": partial(_image, extent=extent),
         "input_values": _waveform,
         "input_features": _features,
         "spectrogram": _spectrogram,
@@ -61,14 +87,11 @@ def _batch(model: nn.Module, config: Any, generator: torch.Generator) -> dict[st
             f"inputs=None, and {type(model).__name__} takes {main}, which the probe cannot make "
             "up; pass inputs=, a batch as your training loop has it."
         )
-    size = (
-        4
-        if any("running_mean" in dict(m.named_buffers(recurse=False)) for m in model.modules())
-        else 2
-    )
+    # Norms by the batch need a few samples to tell from each other.
+    size = 4 if any(name.endswith("running_mean") for name, _ in model.named_buffers()) else 2
     batch = {main: makers[main](config, size, generator)}
     if main == "input_ids" and "pixel_values" in accepted and _is_dual(config):
-        batch["pixel_values"] = _image(config.vision_config, size, generator)
+        batch["pixel_values"] = _image(config.vision_config, size, generator, extent)
     if getattr(config, "is_encoder_decoder", False) and "decoder_input_ids" in accepted:
         batch["decoder_input_ids"] = _tokens(config, size, generator)
     labels = _labels(model, config, batch, generator) if "labels" in accepted else None
@@ -77,7 +100,8 @@ def _batch(model: nn.Module, config: Any, generator: torch.Generator) -> dict[st
 
 def _is_dual(config: Any) -> bool:
     """Whether image and text are encoded apart, as in CLIP: any text goes with any image."""
-    return hasattr(config, "text_config") and hasattr(config, "projection_dim")
+    mixed = any(name.startswith("image_token") for name in vars(config))
+    return hasattr(config, "text_config") and hasattr(config, "vision_config") and not mixed
 
 
 def _text(config: Any) -> Any:
@@ -98,9 +122,11 @@ def _tokens(config: Any, size: int, generator: torch.Generator) -> Tensor:
     return torch.tensor(ordinary)[picked]
 
 
-def _image(config: Any, size: int, generator: torch.Generator) -> Tensor:
-    extent = getattr(config, "image_size", None) or _IMAGE
-    height, width = (extent, extent) if isinstance(extent, int) else extent
+def _image(config: Any, size: int, generator: torch.Generator, extent: int | None) -> Tensor:
+    whole = getattr(config, "image_size", None) or _IMAGE
+    height, width = (whole, whole) if isinstance(whole, int) else whole
+    if extent is not None:
+        height, width = min(height, extent), min(width, extent)
     channels = getattr(config, "num_channels", 3)
     return torch.randn(size, channels, height, width, generator=generator)
 
