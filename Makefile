@@ -38,6 +38,8 @@ format: $(VENV)/.dev ## let ruff format and repair what it can
 bench: $(VENV)/.bench ## time a step beside torch's and other packages'; writes docs/performance.md
 	PYTHONPATH=$(VENV)/bench $(BIN)/python -m tests.benchmarks --family adamp sgdp --memory 18 \
 	    --output --plot docs/step-time.png
+	$(BIN)/python -m tests.benchmarks --family adamp sgdp --shapes gpt2-medium tiny --brief \
+	    --memory 20 --output
 
 paper: $(VENV)/.dev ## the paper's toy problem, norm growth and lemmas, rerun; writes docs/paper.md (1 min)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.paper --write

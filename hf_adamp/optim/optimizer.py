@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import Any, ClassVar
 
 import torch
@@ -23,6 +24,8 @@ from .step import Memory, run
 __all__ = ["ProjectedOptimizer"]
 
 # Options that older checkpoints and pickles lack.
+_layout = attrgetter("layout")
+
 _NEWER_OPTIONS = {
     "maximize": False,
     "foreach": None,
@@ -239,7 +242,7 @@ class ProjectedOptimizer(Optimizer):
         """Find what would make a step fail, before it has changed anything."""
         for group_index, group in enumerate(self.param_groups):
             grads = [param.grad for param in group["params"]]
-            layouts = {grad.layout for grad in grads if grad is not None}
+            layouts = {*map(_layout, [grad for grad in grads if grad is not None])}
             if layouts <= {torch.strided} and not group["capturable"]:
                 continue
             for index, (param, grad) in enumerate(zip(group["params"], grads, strict=True)):

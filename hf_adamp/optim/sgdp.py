@@ -117,16 +117,15 @@ class SGDP(ProjectedOptimizer):
         grads: list[Tensor],
         momentum_buffers: list[Tensor],
     ) -> None:
-        for param in group["params"]:
-            if param.grad is None:
-                continue
-            params.append(param)
-            grads.append(param.grad)
-            if group["momentum"]:
-                state = self.state[param]
-                if "momentum" not in state:
-                    state["momentum"] = new_moment(param, group["state_dtype"])
-                momentum_buffers.append(state["momentum"])
+        params += [param for param in group["params"] if param.grad is not None]
+        grads += [param.grad for param in params]  # type: ignore[misc]
+        if not group["momentum"]:
+            return
+        states = [self.state[param] for param in params]
+        for param, state in zip(params, states, strict=True):
+            if "momentum" not in state:
+                state["momentum"] = new_moment(param, group["state_dtype"])
+        momentum_buffers += [state["momentum"] for state in states]
 
     def _bucket(self, group: dict[str, Any]) -> Bucket:
         params: list[Tensor] = []

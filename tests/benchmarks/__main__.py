@@ -2,6 +2,7 @@
 
 python -m tests.benchmarks                                  bert-base and resnet50, AdamP
 python -m tests.benchmarks --shapes tiny --family sgdp      another choice
+python -m tests.benchmarks --shapes tiny --brief            the defaults only
 python -m tests.benchmarks --output                         write into docs/performance.md
 """
 
@@ -19,7 +20,7 @@ from tests.benchmarks.shapes import SHAPES, Shapes
 from tests.benchmarks.step_time import CLOCKS, REGIMES, Comparison, Plan, compare
 from tests.pages import DOCS, Section
 
-SECTION = Section(DOCS / "performance.md", "step-time")
+PAGE = DOCS / "performance.md"
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -35,7 +36,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: on a busy machine")
     parser.add_argument("--memory", type=float, default=8.0, help="GiB to use (%(default)s)")
-    parser.add_argument("--output", action="store_true", help=f"write into {SECTION.page.name}")
+    parser.add_argument("--brief", action="store_true", help="constructors' defaults only")
+    parser.add_argument("--output", action="store_true", help=f"write into {PAGE.name}")
     parser.add_argument("--plot", type=Path, help="write a PNG of the ratios")
     options = parser.parse_args(arguments)
     if options.clock == "cpu" and options.threads > 1:
@@ -63,12 +65,13 @@ def main(arguments: Sequence[str]) -> str:
     torch.set_num_threads(options.threads)
     parts, comparisons = [], {}
     for family in options.family:
+        contenders = FAMILIES[family].brief if options.brief else FAMILIES[family]
         for name in options.shapes:
             shapes = SHAPES[name]()
             for regime in options.regime:
                 plan = Plan(regime, options.steps, options.warmup, options.memory, options.clock)
                 title = f"{family}, {name}, {regime} gradients"
-                comparison = comparisons[title] = compare(FAMILIES[family], shapes, plan)
+                comparison = comparisons[title] = compare(contenders, shapes, plan)
                 about = describe(comparison, shapes, plan)
                 parts.append(f"### {title}\n\n{about}\n\n{report.table(comparison)}")
                 print(parts[-1], end="\n\n", flush=True)
@@ -77,7 +80,7 @@ def main(arguments: Sequence[str]) -> str:
     print(parts[-1])
     section = "\n\n".join(parts)
     if options.output:
-        SECTION.write(section)
+        Section(PAGE, "step-time-brief" if options.brief else "step-time").write(section)
     if options.plot:
         report.plot(comparisons, options.plot)
     return section

@@ -3,7 +3,7 @@
 import importlib
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
@@ -93,6 +93,14 @@ class Family:
     contenders: tuple[Contender, ...]
     yardstick: Contender
     reference: Contender
+
+    @property
+    def brief(self) -> "Family":
+        """Ours as it comes and without a compiler, the yardstick and the reference."""
+        kept = (self.yardstick, self.reference)
+        ours = [c for c in self.contenders if c.package == "hf_adamp"]
+        chosen = tuple(c for c in ours if not c.options or c.without_native)
+        return replace(self, contenders=(*chosen, *kept))
 
     @property
     def others(self) -> tuple[Contender, ...]:

@@ -10,7 +10,6 @@ from tests.benchmarks import __main__ as command
 from tests.benchmarks import contenders, shapes, step_time
 from tests.benchmarks.contenders import FAMILIES, Contender
 from tests.benchmarks.step_time import Plan, compare
-from tests.pages import Section
 
 SMALL = [(8, 32), (8,), (4, 2, 3, 3), ()]
 
@@ -156,8 +155,10 @@ def test_batches_hold_everyone_once_and_fit_into_memory():
 
 def test_command_writes_its_section_and_a_plot(tmp_path, monkeypatch, capsys):
     page = tmp_path / "page.md"
-    page.write_text("before\n<!-- x -->\nold\n<!-- /x -->\nafter\n", encoding="utf-8")
-    monkeypatch.setattr(command, "SECTION", Section(page, "x"))
+    page.write_text(
+        "before\n<!-- step-time -->\nold\n<!-- /step-time -->\nafter\n", encoding="utf-8"
+    )
+    monkeypatch.setattr(command, "PAGE", page)
     monkeypatch.setitem(command.SHAPES, "tiny", lambda: SMALL)
     plot = tmp_path / "plot.png"
     threads = torch.get_num_threads()
@@ -173,6 +174,21 @@ def test_command_writes_its_section_and_a_plot(tmp_path, monkeypatch, capsys):
     assert text.count("\n| ") == 1 + len(FAMILIES["adamp"].contenders) + 1
     assert section.splitlines()[0] in capsys.readouterr().out
     assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_brief_command_has_its_own_section_and_the_defaults_only(tmp_path, monkeypatch):
+    page = tmp_path / "page.md"
+    page.write_text("<!-- step-time-brief -->\n\n<!-- /step-time-brief -->\n", encoding="utf-8")
+    monkeypatch.setattr(command, "PAGE", page)
+    monkeypatch.setitem(command.SHAPES, "tiny", lambda: SMALL)
+    arguments = ["--shapes", "tiny", "--regime", "orthogonal", "--steps", "2", "--brief"]
+    command.main([*arguments, "--output"])
+    rows = [line for line in page.read_text(encoding="utf-8").splitlines() if "AdamP" in line]
+    assert [row.split("|")[1].strip() for row in rows] == [
+        "hf_adamp AdamP",
+        "hf_adamp AdamP(fused=True) without C kernel",
+        "adamp AdamP",
+    ]
 
 
 def test_cpu_clock_needs_one_thread(capsys):
