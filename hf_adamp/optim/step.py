@@ -17,7 +17,14 @@ import torch
 from torch import Tensor
 
 from . import projection
-from .backends import Backend, Flags, native, native_decision
+from .backends import (
+    Backend,
+    Flags,
+    cuda_decision,
+    cuda_triton,
+    native,
+    native_decision,
+)
 from .bucket import Bucket, Scalar, working_dtype
 from .distributed import Placement, Reducer
 from .projection import Decision, Layout, Statistic, StepRecord
@@ -192,7 +199,8 @@ class _Section:
     @property
     def _arithmetic(self) -> Any:
         # By name: torch.compile cannot tell whether two modules are equal.
-        return native_decision if self.backend.name == native.name else projection
+        decisions = {native.name: native_decision, cuda_triton.name: cuda_decision}
+        return decisions.get(self.backend.name, projection)
 
     def _decays(self) -> tuple[Tensor, Tensor]:
         """What weight decay takes of each weight that is not projected, and that is."""
@@ -258,11 +266,11 @@ def _keep(buckets: list[Bucket], dtype: torch.dtype, device: torch.device, memor
 
 def _per_weight(values: list[tuple[int, Scalar]], like: Tensor) -> Tensor:
     # Filled on the device: a copy from the host would have to be waited for.
-    return torch.cat(
-        [
-            value.to(like, non_blocking=True).reshape(1).expand(count)
-            if isinstance(value, Tensor)
-            else like.new_full((count,), value)
-            for count, value in values
-        ]
-    )
+    parts = [
+        value.to(like, non_blocking=True).reshape(1).expand(count)
+        if isinstance(value, Tensor)
+        else like.new_full((count,), value)
+        for count, value in values
+        if count
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

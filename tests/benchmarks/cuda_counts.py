@@ -23,9 +23,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import hf_adamp
 from hf_adamp.optim import backends, step
-from hf_adamp.optim.backends import cuda_triton
+from hf_adamp.optim.backends import cuda_decision, cuda_triton
 
 CAPABILITIES = (80, 90)
+KERNELS = ("accumulate", "add_parts", "total", "decide", "apply")
+DECIDES = ("total", "decide")
 INTEGERS = ("first_task", "end_task", "stride", "slots")
 POINTERS = {
     **dict.fromkeys(("table", "lr", "stats", "written", "partials", "shifts"), "*fp32"),
@@ -34,10 +36,16 @@ POINTERS = {
     **dict.fromkeys(("channel", "layer"), "*u8"),
     "tasks": "*i32",
 }
+# The decision's kernels have one number of these a weight or segment, where the others have one.
+DECISION = {
+    **dict.fromkeys(("limit", "eps", "totals", "decay", "projected_decay", "shift"), "*fp32"),
+    **dict.fromkeys(("offsets", "segment_weight", "weight_segments"), "*i64"),
+    "segments": "i32",
+}
 # What launches nothing: views, memory that is only asked for, numbers on the host.
 FREE = re.compile(
     r"profiler|aten\.(view|slice|select|unbind|expand|unsqueeze|reshape|detach|alias|as_strided"
-    r"|empty|promote_types|lift_fresh|scalar_tensor|_local_scalar_dense)"
+    r"|empty|new_empty|promote_types|lift_fresh|scalar_tensor|_local_scalar_dense)"
 )
 
 
@@ -47,10 +55,11 @@ def compiled(kernel, capability, *, tile=4096, **constants):
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    function = getattr(cuda_triton._kernels(), kernel)
+    function = getattr(cuda_triton._kernels(kernel), kernel)
+    pointers = {**POINTERS, **(DECISION if kernel in DECIDES else {})}
     signature = {
         name: "constexpr" if name in constants
-        else "i32" if name in INTEGERS else POINTERS.get(name, "fp32")
+        else "i32" if name in INTEGERS else pointers.get(name, "fp32")
         for name in function.arg_names
     }  # fmt: skip
     source = ASTSource(function, signature, constants)
@@ -64,6 +73,8 @@ def constants_of(kernel, *, aligned, widths, tile=4096, dtype="float32", kind="a
     tl = cuda_triton._kernels().tl
     if kernel == "add_parts":
         return {"BLOCK": cuda_triton._PARTS}
+    if kernel in DECIDES:
+        return {"BLOCK": cuda_decision._BLOCK, "HAS_SEGMENTS": True}
     constants = {
         "TYPE": getattr(tl, dtype),
         "KIND": ("adam", "momentum", "plain").index(kind),
@@ -155,7 +166,7 @@ def count_launches(shapes, *, steps=2):
     changes = [
         (backends, "_FUSED", (cuda_triton,)),
         (cuda_triton, "_DEVICE", "cpu"),
-        (cuda_triton, "_launch", lambda kernel, *rest, **arguments: ours.update([kernel])),
+        (cuda_triton, "run_kernel", lambda kernel, *rest, **arguments: ours.update([kernel])),
         # On the host, unless capturable; see docs/cuda.md.
         (step, "_count_step", stage("step counts", step._count_step)),
         (section, "finish", stage("decide", section.finish)),
@@ -230,8 +241,8 @@ def main():
     if "--bytes" in sys.argv:
         print(json.dumps(count_bytes()))
         return
-    print("| Weights | accumulate | add_parts | apply | torch: decide | torch: other | all |")
-    print("|---|---|---|---|---|---|---|")
+    print(f"| Weights | {' | '.join(KERNELS)} | torch: decide | torch: other | all |")
+    print(f"|---|{'---|' * (len(KERNELS) + 3)}")
     for name, shapes in (
         ("3 matrices, 2 vectors", [(8, 16)] * 3 + [(16,)] * 2),
         ("300 matrices, 200 vectors", [(8, 16)] * 300 + [(16,)] * 200),
@@ -239,7 +250,7 @@ def main():
         ("the same, some rows split", [(8, 16), (2, 11008)] * 150 + [(16,)] * 200),
     ):
         ours, torchs = count_launches(shapes)
-        cells = [ours[k] for k in ("accumulate", "add_parts", "apply")]
+        cells = [ours[kernel] for kernel in KERNELS]
         cells += [torchs["decide"], torchs["other"]]
         print(f"| {name} | {' | '.join(map(str, [*cells, sum(cells)]))} |")
 
@@ -267,7 +278,8 @@ def compilations():
         for arguments in (bert, resnet, odd):
             for dtype in ("float32", "bfloat16"):
                 yield kernel, dtype, arguments
-    yield "add_parts", "float32", bert
+    for kernel in ("add_parts", *DECIDES):
+        yield kernel, "float32", bert
 
 
 if __name__ == "__main__":

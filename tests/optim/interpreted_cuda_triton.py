@@ -2,6 +2,8 @@
 its own: TRITON_INTERPRET=1 must be set before triton is imported, and stays.
 """
 
+import math
+
 import pytest
 import torch
 import triton
@@ -9,9 +11,11 @@ import triton.language as tl
 from torch import nn
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
-from hf_adamp.optim import adamp, backends
-from hf_adamp.optim.backends import cuda_kernels, cuda_triton, foreach
+from hf_adamp.optim import adamp, backends, projection
+from hf_adamp.optim.backends import cuda_decision, cuda_kernels, cuda_triton, foreach
+from hf_adamp.optim.projection import Extent
 from tests.declarations import DECLARED, groups_of
+from tests.optim.test_native_decision import draw
 from tests.tables.optimizer_options import ADAMP, FAMILIES, GOOD, SGDP_
 from tests.tolerances import assert_close
 from tests.training import assert_identical, assert_same, build, run_steps, snapshot
@@ -263,3 +267,23 @@ def test_interpreted_kernels_project_what_is_declared(family):
             optimizer.param_groups[1]["scale_invariant"] = False
             reference.declared[1:3] = [False] * 2
     assert_same(family, snapshot(optimizer), (reference.weights, reference.state), names=names)
+
+
+@pytest.mark.parametrize("spoilt", [None, 0.0, math.nan, math.inf])
+@pytest.mark.parametrize("delta", [0.0, 0.1, math.inf])
+def test_decision_is_that_of_the_pure_functions(delta, spoilt):
+    sizes = [(3, 5), (1, 64), (2100, 2), (12, 9), (1, 1)]
+    for seed, heads in enumerate([(0, 0, 0, 0, 0), (3, 1, 0, 4, 1)]):
+        extents = [
+            Extent.of(torch.Size(size), count) for size, count in zip(sizes, heads, strict=True)
+        ]
+        layout, stats, decays = draw(extents, [delta] * len(extents), seed, spoilt)
+        totals = projection.total(stats, layout)
+        ours = cuda_decision.total(stats, layout)
+        torch.testing.assert_close(ours, totals, rtol=1e-5, atol=1e-6, equal_nan=True)
+        decision = cuda_decision.decide(stats, totals, layout, *decays)
+        wanted = projection.decide(stats, totals, layout, *decays)
+        assert torch.equal(decision.views.codes, wanted.views.codes)
+        torch.testing.assert_close(
+            decision.shift, wanted.shift, rtol=1e-6, atol=1e-6, equal_nan=True
+        )

@@ -75,12 +75,13 @@ def test_kernels_round_bfloat16_and_add_nothing_atomically(capability):
     assert "sqrt.approx" not in ptx
 
 
-def test_kernel_of_split_rows_compiles():
-    pytest.importorskip("triton", reason="needs triton")
-    constants = cuda_counts.constants_of("add_parts", aligned=True, widths=())
-    for capability in cuda_counts.CAPABILITIES:
-        binary = cuda_counts.compiled("add_parts", capability, **constants)
-        assert cuda_counts.registers_and_spills(binary)[1] == 0
+@needs_triton
+@pytest.mark.parametrize("capability", cuda_counts.CAPABILITIES)
+@pytest.mark.parametrize("kernel", ["add_parts", *cuda_counts.DECIDES])
+def test_small_kernels_compile_without_spilling(kernel, capability):
+    constants = cuda_counts.constants_of(kernel, aligned=True, widths=())
+    binary = cuda_counts.compiled(kernel, capability, **constants)
+    assert cuda_counts.registers_and_spills(binary)[1] == 0
 
 
 @needs_triton
@@ -91,7 +92,7 @@ def test_launches_do_not_depend_on_the_number_of_weights():
     )
     assert few == many
     ours, _ = few
-    assert ours == {"accumulate": 4, "add_parts": 1, "apply": 2}
+    assert ours == {"accumulate": 4, "add_parts": 1, "total": 1, "decide": 1, "apply": 2}
 
 
 class Waits(TorchDispatchMode):
@@ -110,7 +111,7 @@ def test_capturable_step_reads_nothing_back(monkeypatch):
     monkeypatch.setattr(cuda_triton, "_DEVICE", "cpu")
     monkeypatch.setattr(backends, "_FUSED", (cuda_triton,))
     launched = []
-    monkeypatch.setattr(cuda_triton, "_launch", lambda kernel, *_, **__: launched.append(kernel))
+    monkeypatch.setattr(cuda_triton, "run_kernel", lambda kernel, *_, **__: launched.append(kernel))
     monkeypatch.setattr(torch.Tensor, "tolist", lambda self: pytest.fail("tolist reads"))
     tensors = [[torch.ones(4, 8), torch.ones(8)] for _ in range(4)]
     counts = [torch.tensor(0.0) for _ in range(2)]
@@ -118,7 +119,7 @@ def test_capturable_step_reads_nothing_back(monkeypatch):
     flags = {"wd_ratio": 0.1, "nesterov": False, "maximize": False, "fused": True}
     with Waits():
         adamp(*tensors, counts, lr=torch.tensor(0.1), capturable=True, **options, **flags)
-    assert launched == ["accumulate", "apply"]
+    assert launched == ["accumulate", "total", "decide", "apply"]
 
 
 def test_tasks_of_a_weight_beyond_2_31_elements_cover_it_once(monkeypatch):

@@ -28,7 +28,7 @@ from ..projection import Decision, Statistic
 from .row_major import are_row_major
 from .scalars import adam_scalars
 
-__all__ = ["accumulate", "apply", "chunk_elements", "name", "refusal"]
+__all__ = ["accumulate", "apply", "chunk_elements", "name", "refusal", "run_kernel"]
 
 name = "cuda_triton"
 chunk_elements = None
@@ -165,7 +165,7 @@ def accumulate(bucket: Bucket, stats: Tensor, *, recording: bool) -> _Pending:
     arguments = _step_arguments(bucket, plan)
     own = stats[:, bucket.rows]
     for launch in plan.launches:
-        _launch(
+        run_kernel(
             "accumulate",
             (launch.end - launch.begin,),
             stats.device,
@@ -179,7 +179,7 @@ def accumulate(bucket: Bucket, stats: Tensor, *, recording: bool) -> _Pending:
             **arguments,
         )
     if len(plan.splits):
-        _launch(
+        run_kernel(
             "add_parts",
             (len(plan.splits), len(Statistic)),
             stats.device,
@@ -207,7 +207,7 @@ def apply(bucket: Bucket, stats: Tensor, decision: Decision | None, pending: _Pe
         # One task a program while there are few, so that all processors have work; runs of them
         # where there are many, since most have nothing to do but find that out.
         chunk = min(1 << ((end - begin) // _PROGRAMS).bit_length(), _MOST_TASKS)
-        _launch(
+        run_kernel(
             "apply",
             (-(-(end - begin) // chunk),),
             stats.device,
@@ -247,19 +247,21 @@ def _missing(device: torch.device) -> str | None:
 
 
 @cache
-def _kernels() -> ModuleType:
+def _kernels(kernel: str = "accumulate") -> ModuleType:
+    """The module of a kernel."""
     # Not at the top: importing hf_adamp must not import triton.
-    from . import cuda_kernels  # noqa: PLC0415
+    from . import cuda_decision_kernels, cuda_kernels  # noqa: PLC0415
 
-    return cuda_kernels
+    return cuda_decision_kernels if kernel in cuda_decision_kernels.__all__ else cuda_kernels
 
 
-def _launch(kernel: str, grid: tuple[int, ...], device: torch.device, **arguments: Any) -> None:
+def run_kernel(kernel: str, grid: tuple[int, ...], device: torch.device, **arguments: Any) -> None:
+    """Run a kernel on the device's current stream."""
     current: AbstractContextManager[Any] = (
         torch.cuda.device(device) if device.type == "cuda" else nullcontext()
     )
     with current:
-        getattr(_kernels(), kernel)[grid](**arguments)
+        getattr(_kernels(kernel), kernel)[grid](**arguments)
 
 
 def _plan(bucket: Bucket, *, aligned: bool) -> _Plan:
