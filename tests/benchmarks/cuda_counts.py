@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections import Counter
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -24,7 +25,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import hf_adamp
 from hf_adamp.optim import backends, step
 from hf_adamp.optim.backends import cuda_decision, cuda_triton
+from tests.pages import DOCS, Section, print_or_write
 
+SECTION = Section(DOCS / "cuda.md", "cuda-counts")
 CAPABILITIES = (80, 90)
 KERNELS = ("accumulate", "add_parts", "total", "decide", "apply")
 DECIDES = ("total", "decide")
@@ -236,13 +239,12 @@ def traffic():
     return json.loads(run.stdout)
 
 
-def main():
-    """Print the tables of docs/cuda.md."""
-    if "--bytes" in sys.argv:
-        print(json.dumps(count_bytes()))
-        return
-    print(f"| Weights | {' | '.join(KERNELS)} | torch: decide | torch: other | all |")
-    print(f"|---|{'---|' * (len(KERNELS) + 3)}")
+def tables():
+    """The tables of docs/cuda.md."""
+    lines = [
+        f"| Weights | {' | '.join(KERNELS)} | torch: decide | torch: other | all |",
+        f"|---|{'---|' * (len(KERNELS) + 3)}",
+    ]
     for name, shapes in (
         ("3 matrices, 2 vectors", [(8, 16)] * 3 + [(16,)] * 2),
         ("300 matrices, 200 vectors", [(8, 16)] * 300 + [(16,)] * 200),
@@ -252,21 +254,26 @@ def main():
         ours, torchs = count_launches(shapes)
         cells = [ours[kernel] for kernel in KERNELS]
         cells += [torchs["decide"], torchs["other"]]
-        print(f"| {name} | {' | '.join(map(str, [*cells, sum(cells)]))} |")
+        lines.append(f"| {name} | {' | '.join(map(str, [*cells, sum(cells)]))} |")
 
-    print(f"\n| Bytes an element | {' | '.join(VIEWS)} |\n|---|---|---|---|---|")
+    lines += ["", f"| Bytes an element | {' | '.join(VIEWS)} |", "|---|---|---|---|---|"]
     for name, views in traffic().items():
-        print(f"| {name} | {' | '.join(f'{value:.1f}' for value in views.values())} |")
+        lines.append(f"| {name} | {' | '.join(f'{value:.1f}' for value in views.values())} |")
 
-    print("\n| Kernel | Weights | Loads | registers, spilled bytes: sm_80 | sm_90 |")
-    print("|---|---|---|---|---|")
+    lines += ["", "| Kernel | Weights | Loads | registers, spilled bytes: sm_80 | sm_90 |"]
+    lines.append("|---|---|---|---|---|")
     for kernel, dtype, arguments in compilations():
         cells = []
         for capability in CAPABILITIES:
             binary = compiled(kernel, capability, **constants_of(kernel, dtype=dtype, **arguments))
             cells.append("{}, {}".format(*registers_and_spills(binary)))
         loads = "by four" if arguments["aligned"] else "by one"
-        print(f"| {kernel} | {dtype} | {loads} | {' | '.join(cells)} |")
+        loads += (
+            f", tile {arguments.get('tile', 4096)}" if kernel in ("accumulate", "apply") else ""
+        )
+        lines.append(f"| {kernel} | {dtype} | {loads} | {' | '.join(cells)} |")
+    made = "`python -m tests.benchmarks.cuda_counts --write`"
+    return "\n".join([*lines, "", f"Triton {version('triton')}; made by {made}."])
 
 
 def compilations():
@@ -283,4 +290,7 @@ def compilations():
 
 
 if __name__ == "__main__":
-    main()
+    if "--bytes" in sys.argv:
+        print(json.dumps(count_bytes()))
+    else:
+        print_or_write(tables, SECTION, __doc__.partition(":")[0])
