@@ -33,7 +33,8 @@ from .sorting import Sorter
 __all__ = ["Memory", "run"]
 
 
-# A new set of weights (another task, a frozen layer) makes a new layout; few are ever live.
+# A new set of weights (another task, a frozen layer) makes new layouts; few are ever live beside
+# those of the latest step, which are hundreds where a large model is cut into chunks.
 _KEPT_SECTIONS = 64
 
 
@@ -51,6 +52,7 @@ class Memory:
 
     sorter: Sorter = field(default_factory=Sorter)
     sections: dict[Any, _Kept] = field(default_factory=dict)
+    in_step: int = 0  # how many sections the latest step had
 
 
 def run(
@@ -92,10 +94,12 @@ def run(
         _count_step(bucket.state_steps)
     records = []
     in_step = []
+    count = 0
     for (sharded, name, _, dtype), pieces in alike.items():
         backend = backends[name]
         for chunk in [pieces] if sharded else _chunks(pieces, backend.chunk_elements):
             section = _Section.of(chunk, backend, dtype, memory)
+            count += 1
             section.accumulate(recording=recording)
             if sharded:
                 in_step.append(section)
@@ -105,6 +109,7 @@ def run(
     if reducer is not None:
         # Whatever this process has to contribute, all of them meet here.
         records += _run_sharded(in_step, reducer, recording=recording)
+    memory.in_step = count
     return records
 
 
@@ -258,7 +263,7 @@ def _keep(buckets: list[Bucket], dtype: torch.dtype, device: torch.device, memor
         layout = Layout.build(extents, deltas, eps, dtype=dtype, device=device)
     kept = _Kept(layout, [{} for _ in buckets])
     if not compiling:
-        if len(memory.sections) >= _KEPT_SECTIONS:
+        if len(memory.sections) >= _KEPT_SECTIONS + 2 * memory.in_step:
             memory.sections.clear()
         memory.sections[key] = kept
     return kept

@@ -7,6 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from hf_adamp import AdamP
+from hf_adamp.optim.backends import foreach
+from hf_adamp.optim.projection import Layout
 from tests.tables.optimizer_options import ADAMP, FAMILIES, SGDP_, families_and_paths
 from tests.tolerances import assert_close
 from tests.training import (
@@ -297,3 +300,18 @@ def test_frozen_weight_can_be_thawed(family, path):
         run_steps(optimizer, [grads])
     expected = (reference.weights, reference.state)
     assert_same(family, snapshot(optimizer), expected, names=NAMES)
+
+
+def test_layouts_of_a_model_of_many_chunks_are_built_once(monkeypatch):
+    monkeypatch.setattr(foreach, "chunk_elements", 4)
+    built = []
+    build_layout = Layout.build
+    monkeypatch.setattr(Layout, "build", lambda *a, **k: built.append(1) or build_layout(*a, **k))
+    weights = [torch.nn.Parameter(torch.ones(2, 2)) for _ in range(200)]
+    optimizer = AdamP(weights, foreach=True)
+    counts = []
+    for _ in range(4):
+        run_steps(optimizer, [[torch.ones(2, 2)] * len(weights)])
+        counts.append(len(built))
+    assert counts[0] == 200
+    assert counts[2:] == [counts[1]] * 2

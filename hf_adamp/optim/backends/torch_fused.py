@@ -1,9 +1,9 @@
-"""torch's own fused operator, with a rank-1 repair of the rows that project: the CPU's plain path.
+"""torch's own fused operator, with a projection beside it: the CPU's path without a compiler.
 
 The fused operator writes `w − step` in one pass but tells nothing of the step. So statistics are
-taken before it, and a weight that projects is copied, a block at a time, to learn its step
-afterwards: `step = w_old − w_new`, and then `w_new += shift · w_old` repairs it. Only weights that
-project pay for that, and blocks are small enough to stay in cache.
+taken before it. A weight that does not project is left to it; for one that does it steps a block
+of zeros, which thereby becomes `−step`, and `w += shift · w − step` follows while that block is in
+cache. The projection is sized here, then: too late for weights that are sharded.
 """
 
 # mypy: disable-error-code="call-overload,arg-type"
@@ -11,23 +11,22 @@ project pay for that, and blocks are small enough to stay in cache.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import defaultdict
+from itertools import accumulate as running_sum
 from itertools import chain
 
 import torch
 from torch import Tensor
 
-from ..bucket import AdamRule, Bucket, working_dtype
+from ..bucket import AdamRule, Bucket, Rule, working_dtype
 from ..projection import Decision, Statistic, View, radial_part
+from .row_blocks import Block, blocks, row_dots, row_norms
 from .row_major import are_row_major
 
 __all__ = ["accumulate", "apply", "chunk_elements", "name", "refusal"]
 
 name = "torch_fused"
-# Both sizes measured on weights of BERT's and ResNet-50's shapes: large enough that a decision
-# costs little beside the pass, small enough that a chunk is still in cache for its second pass.
-chunk_elements = 1 << 22
-_BLOCK_ELEMENTS = 1 << 17
+chunk_elements = None
 
 
 def refusal(bucket: Bucket) -> str | None:
@@ -58,66 +57,127 @@ def refusal(bucket: Bucket) -> str | None:
 
 def accumulate(bucket: Bucket, stats: Tensor, *, recording: bool) -> bool:
     """Write the statistics that need gradient and weight only; the moments follow in `apply`."""
-    begin = bucket.rows.start
-    for param, grad in zip(bucket.params[: bucket.matrices], bucket.grads, strict=False):
-        weight, gradient = _as_rows(param), _as_rows(grad)
-        for block in _blocks(weight):
-            rows = slice(begin + block.start, begin + block.stop)
-            w, g = weight[block], gradient[block]
-            torch.sum(g * w, 1, out=stats[Statistic.DOT, rows])
-            torch.linalg.vector_norm(g, dim=1, out=stats[Statistic.GRAD_SQ, rows])
-            torch.linalg.vector_norm(w, dim=1, out=stats[Statistic.WEIGHT_SQ, rows])
-        begin += len(weight)
-    stats[Statistic.GRAD_SQ : Statistic.STEP_DOT, bucket.rows].square_()
+    everything = bucket.memo.get("blocks")
+    if everything is None:
+        weights = range(bucket.matrices)
+        everything = bucket.memo["blocks"] = list(
+            blocks(weights, bucket.params, _starts(bucket), whole=False)
+        )
+    own = stats[:, bucket.rows]
+    scratch = stats.new_empty(max((block.elements for block in everything), default=0))
+    for block in everything:
+        weight, grad = block.joined(bucket.params), block.joined(bucket.grads)
+        own[Statistic.WEIGHT_SQ, block.rows] = row_norms(weight)
+        own[Statistic.GRAD_SQ, block.rows] = row_norms(grad)
+        own[Statistic.DOT, block.rows] = row_dots(grad, weight, scratch)
+    own[Statistic.GRAD_SQ : Statistic.STEP_DOT].square_()
     return recording
 
 
+def _starts(bucket: Bucket) -> list[int]:
+    return list(running_sum((extent.rows for extent in bucket.extents), initial=0))
+
+
 def apply(bucket: Bucket, stats: Tensor, decision: Decision | None, recording: bool) -> None:
-    """Run the fused operator, on its own for most weights, with a repair for those that project."""
+    """Run the fused operator, on its own for most weights, with a projection for the others."""
     views = decision.views.codes[bucket.weights].tolist() if decision else []
     plain = [i for i, view in enumerate(views) if view == View.NONE and not recording]
     plain += range(bucket.matrices, len(bucket.params))
     if plain:
-        _advance(bucket.take(plain), decay=True)
-
-    begin = bucket.rows.start
-    for index, view in enumerate(views):
-        rows = slice(begin, begin + bucket.params[index].shape[0])
-        begin = rows.stop
-        if view != View.NONE or recording:
-            heads = bucket.extents[index].segments
-            _advance_and_repair(
-                bucket.take([index]), view, stats[:, rows], heads, recording=recording
-            )
+        _step_plain(bucket if len(plain) == len(bucket.params) else bucket.take(plain))
+    if len(plain) < len(bucket.params):
+        _project(bucket, views, stats[:, bucket.rows], recording=recording)
     # Which torch's fused operators leave out, so that autograd would miss the change.
     torch.autograd.graph.increment_version([*bucket.params, *chain(*bucket.moments)])
 
 
-def _advance(bucket: Bucket, *, decay: bool) -> None:
-    """Moments and weights of the bucket one step on, without projection."""
-    rule, params, grads = bucket.rule, bucket.params, bucket.grads
+def _step_plain(bucket: Bucket) -> None:
+    rule, tensors = bucket.rule, (bucket.params, bucket.grads, *bucket.moments)
+    if isinstance(rule, AdamRule):
+        _advance(rule, *tensors, counts=bucket.state_steps, decay=rule.weight_decay)
+        return
+    if rule.weight_decay:
+        torch._foreach_mul_(bucket.params, 1 - rule.decay)
+    _advance(rule, *tensors, counts=[])
+
+
+def _project(bucket: Bucket, views: list[int], stats: Tensor, *, recording: bool) -> None:
+    """The weights that project or, if recording, all; block by block, alike in view."""
+    kinds: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for index, (view, extent) in enumerate(zip(views, bucket.extents, strict=True)):
+        if view != View.NONE or recording:
+            kinds[view, extent.segments].append(index)
+    starts = _starts(bucket)
+    work = [
+        (view, heads, block)
+        for (view, heads), alike in kinds.items()
+        # The whole weight sizes the layer view's projection.
+        for block in blocks(alike, bucket.params, starts, whole=view == View.LAYER)
+    ]
+    # Memory allocated for each block anew may come from the system each time, page by page.
+    largest = max(block.elements for _, _, block in work)
+    steps, scratch = stats.new_empty(largest), stats.new_empty(largest)
+    for view, heads, block in work:
+        weight = block.joined(bucket.params)
+        negated = steps[: block.elements].view_as(weight)
+        _learn_steps(bucket, block, negated)
+        stats[Statistic.STEP_DOT, block.rows] = row_dots(negated, weight, scratch).neg_()
+        if recording:
+            stats[Statistic.STEP_SQ, block.rows] = row_norms(negated).square_()
+        vectors = len(block.weights) * heads if view == View.LAYER else len(weight)
+        shift = _shift(bucket.rule, view, stats[:, block.rows], vectors)
+        negated.view(vectors, -1).addcmul_(weight.view(vectors, -1), shift)
+        torch._foreach_add_(block.pieces(bucket.params), block.split(negated, bucket.params))
+
+
+def _learn_steps(bucket: Bucket, block: Block, out: Tensor) -> None:
+    """Advance a block's moments and write `-step`, as what becomes of weights that are zero."""
+    _advance(
+        bucket.rule,
+        block.split(out.zero_(), bucket.params),
+        *map(block.pieces, (bucket.grads, *bucket.moments)),
+        counts=[bucket.state_steps[i] for i in block.weights] if bucket.state_steps else [],
+    )
+
+
+def _shift(rule: Rule, view: int, stats: Tensor, vectors: int) -> Tensor:
+    """(vectors, 1) the multiple of each that a step adds; see `projection.shift_rows`."""
+    if view == View.NONE:
+        return stats.new_full((vectors, 1), -rule.decay)
+    if view == View.LAYER:
+        stats = stats.unflatten(1, (vectors, -1)).sum(2)
+    return (radial_part(stats, rule.eps) - rule.decay * rule.wd_ratio).unsqueeze(1)
+
+
+def _advance(
+    rule: Rule,
+    params: list[Tensor],
+    grads: list[Tensor],
+    *moments: list[Tensor],
+    counts: list[Tensor],
+    decay: float = 0.0,
+) -> None:
+    """Moments and weights one step on, without projection; `counts` are Adam's `state_steps`."""
     if isinstance(rule, AdamRule):
         torch._fused_adamw_(
             params,
             grads,
-            *bucket.moments,
+            *moments,
             [],
-            bucket.state_steps,
+            counts,
             lr=rule.lr,
             beta1=rule.beta1,
             beta2=rule.beta2,
-            weight_decay=rule.weight_decay if decay else 0.0,
+            weight_decay=decay,
             eps=rule.eps,
             amsgrad=False,
             maximize=rule.maximize,
         )
         return
-    if decay and rule.weight_decay:
-        torch._foreach_mul_(params, 1 - rule.decay)
     torch._fused_sgd_(
         params,
         grads,
-        *(bucket.moments or ([],)),
+        *(moments or ([],)),
         weight_decay=0.0,
         momentum=rule.momentum,
         lr=rule.lr,
@@ -127,46 +187,3 @@ def _advance(bucket: Bucket, *, decay: bool) -> None:
         # A first step would copy the gradient undampened; our buffers start at zero instead.
         is_first_step=False,
     )
-
-
-def _advance_and_repair(
-    bucket: Bucket, view: int, stats: Tensor, heads: int, *, recording: bool
-) -> None:
-    """One weight, block by block; in the layer view at once, since the whole sizes its repair."""
-    rule = bucket.rule
-    whole = [_as_rows(tensor) for tensor in (bucket.params[0], bucket.grads[0], *_moments(bucket))]
-    decay = rule.decay * (1.0 if view == View.NONE else rule.wd_ratio)
-    for block in [slice(0, len(whole[0]))] if view == View.LAYER else _blocks(whole[0]):
-        weight, grad, *moments = (tensor[block] for tensor in whole)
-        old = weight.clone()
-        piece = Bucket(
-            [weight], [grad], tuple([m] for m in moments), bucket.state_steps, bucket.rule
-        )
-        _advance(piece, decay=False)
-        step = old - weight
-        if recording:
-            stats[Statistic.STEP_SQ, block] = step.square().sum(1)
-        torch.sum(step.mul_(old), 1, out=stats[Statistic.STEP_DOT, block])
-        sizing = stats[:, block]
-        if view == View.LAYER:
-            sizing = sizing.unflatten(1, (heads, -1)).sum(2)
-        part = radial_part(sizing, rule.eps) if view != View.NONE else torch.zeros_like(sizing[0])
-        shift = (part - decay).unsqueeze(1)
-        weight.view(len(shift), -1).addcmul_(old.view(len(shift), -1), shift)
-
-
-def _moments(bucket: Bucket) -> list[Tensor]:
-    return [moment[0] for moment in bucket.moments]
-
-
-def _as_rows(tensor: Tensor) -> Tensor:
-    """(rows, columns) view of a row-major tensor, columns in memory order."""
-    rows = tensor.shape[0]
-    columns = tensor.numel() // rows
-    return tensor.as_strided((rows, columns), (columns, 1))
-
-
-def _blocks(matrix: Tensor) -> Iterator[slice]:
-    rows, columns = matrix.shape
-    step = max(1, _BLOCK_ELEMENTS // columns)
-    return (slice(begin, min(begin + step, rows)) for begin in range(0, rows, step))
