@@ -1,6 +1,6 @@
 """Compare finished runs of `train.py`: a table on the console, and a picture.
 
-    python recipes/digits_resnet/compare.py runs/digits_resnet
+    python -m recipes.digits_resnet.compare runs/digits_resnet
 
 reads every folder named OPTIMIZER-SEED in the one given, and writes comparison.png beside them.
 """
@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 
 from hf_adamp.diagnostics.plots import plot_runs, read_run
+
+from ..common.tables import format_cell, format_table
 
 # Column title, decimals, scale.
 COLUMNS = {
@@ -35,14 +37,6 @@ def read_result(run: Path) -> dict[str, float]:
     return results
 
 
-def format_cell(values: list[float], decimals: int, scale: float) -> str:
-    """Write the mean of the seeds, and their standard deviation where there are several."""
-    cell = f"{statistics.fmean(values) * scale:.{decimals}f}"
-    if len(values) > 1:
-        cell += f" ± {statistics.stdev(values) * scale:.{decimals}f}"
-    return cell
-
-
 def main() -> None:
     """Print a Markdown table, one line an optimizer, and draw its runs."""
     root = Path(sys.argv[1])
@@ -53,18 +47,15 @@ def main() -> None:
         sys.exit(f"{root} holds no finished run; run recipes/digits_resnet/run.sh first.")
 
     titles = ["optimizer", "seeds", *(title for title, _, _ in COLUMNS.values())]
-    lines = [titles, ["---"] * len(titles)]
+    rows = []
     for optimizer, folders in runs.items():
         results = [read_result(folder) for folder in folders]
         cells = [
-            format_cell([result[key] for result in results], decimals, scale)
+            format_cell([scale * result[key] for result in results], decimals)
             for key, (_, decimals, scale) in COLUMNS.items()
         ]
-        lines.append([optimizer, str(len(folders)), *cells])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    print()
-    for line in lines:
-        print("| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |")
+        rows.append([optimizer, str(len(folders)), *cells])
+    print(f"\n{format_table(titles, rows)}")
 
     files = {name: [run / "projection.jsonl" for run in folders] for name, folders in runs.items()}
     title = "A small ResNet on scikit-learn's digits"

@@ -38,4 +38,4 @@ for seed in $SEEDS; do
   done
 done
 
-python recipes/digits_resnet/compare.py "$RUNS"
+python -m recipes.digits_resnet.compare "$RUNS"

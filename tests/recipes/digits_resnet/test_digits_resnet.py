@@ -106,7 +106,7 @@ def test_adamp_projects_the_convolutions_of_the_network(runs):
 
 
 def test_compare_prints_a_line_an_optimizer_and_draws_them(runs):
-    command = [sys.executable, str(RECIPE / "compare.py"), str(runs)]
+    command = [sys.executable, "-m", "recipes.digits_resnet.compare", str(runs)]
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     table = [line for line in printed.splitlines() if line.startswith("|")]
     assert [line.split("|")[1].strip() for line in table[2:]] == ["adamp", "adamw_torch"]
@@ -114,7 +114,7 @@ def test_compare_prints_a_line_an_optimizer_and_draws_them(runs):
 
 
 def test_compare_without_a_run_says_what_to_do(tmp_path):
-    command = [sys.executable, str(RECIPE / "compare.py"), str(tmp_path)]
+    command = [sys.executable, "-m", "recipes.digits_resnet.compare", str(tmp_path)]
     finished = subprocess.run(command, check=False, capture_output=True, text=True)
     assert finished.returncode == 1
     assert "run recipes/digits_resnet/run.sh first" in finished.stderr
