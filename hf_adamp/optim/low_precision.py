@@ -57,13 +57,18 @@ class Precision:
         """Whether nothing is asked for."""
         return self.rounding == "nearest" and self.state_dtype is None
 
-    def refusal(self, dtype: torch.dtype) -> str | None:
-        """Why weights of this dtype cannot be had in this precision, or None where they can."""
+    def check(self, dtype: torch.dtype, name: str) -> None:
+        """Refuse a weight that cannot be had in this precision."""
         if self.rounding == "stochastic" and dtype == torch.float16:
-            return 'is float16, and rounding="stochastic" is for bfloat16; use rounding="kahan"'
+            raise ValueError(
+                f'{name} is float16, and rounding="stochastic" is for bfloat16; use '
+                'rounding="kahan".'
+            )
         if self.state_dtype and dtype == torch.float64:
-            return f'is float64, whose state is float64; state_dtype="{self.state_dtype}" is not'
-        return None
+            raise ValueError(
+                f'{name} is float64, whose state is float64; state_dtype="{self.state_dtype}" is '
+                "not; use state_dtype=None."
+            )
 
 
 def new_moment(param: Tensor, state_dtype: str | None, *, signed: bool = True) -> Tensor:
@@ -101,7 +106,7 @@ def step_in_low_precision(
     flags: Flags,
     precision: Precision,
     *,
-    compensations: Sequence[Tensor],
+    compensations: Sequence[Tensor | None],
     seeds: Sequence[int],
     reducer: Reducer | None = None,
     recording: bool = False,
@@ -112,7 +117,8 @@ def step_in_low_precision(
         bucket: the weights, this process's parts where they are sharded.
         flags: what the bucket asks of its backend.
         precision: what weights and state are rounded to, and how.
-        compensations: with rounding="kahan" what rounding has cut off each weight so far.
+        compensations: with rounding="kahan" what rounding has cut off each weight so far, None for
+            those that are in working precision.
         seeds: where each weight's random numbers begin, the same on all processes that hold a copy
             of it.
         reducer: as for `step.run`. Weights are widened all at once where any is sharded, since
@@ -148,18 +154,30 @@ def _pieces(params: Sequence[Tensor]) -> Iterator[tuple[int, int]]:
         yield begin, len(params)
 
 
-def _widen(piece: Bucket, compensations: Sequence[Tensor]) -> Bucket:
+def _widen(piece: Bucket, compensations: Sequence[Tensor | None]) -> Bucket:
     """The piece in working precision; tensors that are in it already are not copied."""
     params = list(map(_widened, piece.params))
     for wide, param, compensation in zip(params, piece.params, compensations, strict=False):
-        if wide is not param:
-            wide.add_(compensation)
+        if wide is not param and compensation is not None:
+            wide.add_(_at_most_rounded(compensation, param))
     return replace(
         piece,
         params=params,
         grads=list(map(_widened, piece.grads)),
         moments=tuple(list(map(_widened, moment)) for moment in piece.moments),
     )
+
+
+def _at_most_rounded(compensation: Tensor, param: Tensor) -> Tensor:
+    """The compensation, within what rounding can have cut off the weight as it is now.
+
+    A weight that was assigned to since its last step (averaged, clipped, loaded) still has the
+    compensation of the old one, which may be larger than the new weight.
+    """
+    limits = torch.finfo(param.dtype)
+    # Half a unit in the last place, and below the normal numbers one unit.
+    bound = param.abs().mul_(limits.eps / 2).clamp_(min=limits.smallest_normal * limits.eps)
+    return torch.clamp(compensation, -bound, bound)
 
 
 def _widened(tensor: Tensor) -> Tensor:
@@ -181,7 +199,7 @@ def _narrow(
     wide: Bucket,
     piece: Bucket,
     precision: Precision,
-    compensations: Sequence[Tensor],
+    compensations: Sequence[Tensor | None],
     seeds: Sequence[int],
 ) -> None:
     """Put the piece back, rounded."""
@@ -193,8 +211,9 @@ def _narrow(
         if result is param:
             continue
         _put(param, result, noise if precision.rounding == "stochastic" else None)
-        if compensations:
-            compensations[index].copy_(result - param)
+        compensation = compensations[index] if compensations else None
+        if compensation is not None:
+            compensation.copy_(result - param)
 
 
 def _put(stored: Tensor, wide: Tensor, noise: _Noise | None) -> None:
@@ -246,7 +265,16 @@ def load_quantizer() -> Any:
             'state_dtype="8bit" quantizes with torchao, which does not import '
             f'({error}); install it with: pip install "hf-adamp[low-precision]".'
         ) from error
+    # What copy.deepcopy of an optimizer or its state_dict asks for, and torchao 0.18 lacks.
+    OptimState8bit.implements(torch.ops.aten.clone.default)(_clone_quantized)
     return OptimState8bit
+
+
+def _clone_quantized(_func: Any, _types: Any, args: Any, _kwargs: Any) -> Tensor:
+    names, attributes = args[0].__tensor_flatten__()
+    copies = {name: getattr(args[0], name).clone() for name in names}
+    clone: Tensor = type(args[0]).__tensor_unflatten__(copies, attributes)
+    return clone
 
 
 def _is_quantized(tensor: Tensor) -> bool:

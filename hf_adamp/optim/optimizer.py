@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any, ClassVar
@@ -12,13 +12,14 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from .backends import Flags
-from .bucket import Bucket
+from .bucket import Bucket, working_dtype
 from .checkpoint import adapt
 from .distributed import Reducer, flattened_message, local_part, refuse_flattened, shard_number
 from .invariance import ScaleInvariant, check_scale_invariant, count_heads, threshold
 from .low_precision import Precision, as_moment, load_quantizer, step_in_low_precision
 from .options import check_options
 from .projection import StepRecord, has_rows
+from .sorting import check_shapes
 from .step import Memory, run
 
 __all__ = ["ProjectedOptimizer"]
@@ -105,9 +106,9 @@ class ProjectedOptimizer(Optimizer):
         for group_index, group in enumerate(self.param_groups):
             declared = group["scale_invariant"]
             check_scale_invariant("scale_invariant", declared)
-            precision = Precision.of(group)
-            if precision.state_dtype == "8bit":
+            if group["state_dtype"] == "8bit":
                 load_quantizer()
+            self._check_precision(group_index, group)
             projects = threshold(declared, group["delta"]) > 0
             before = self._seen[group_index] if group_index < len(self._seen) else None
             for index, param in enumerate(group["params"]):
@@ -117,8 +118,6 @@ class ProjectedOptimizer(Optimizer):
                         f"{name} is complex, which the projection is not defined for; "
                         "pass torch.view_as_real of it."
                     )
-                if refusal := precision.refusal(param.dtype):
-                    raise ValueError(f"{name} {refusal}.")
                 if projects:
                     refuse_flattened(param, name)
                 if has_rows(param.shape):
@@ -174,6 +173,10 @@ class ProjectedOptimizer(Optimizer):
         ]
         precisions = list(map(Precision.of, self.param_groups))
         full = [index for index, precision in enumerate(precisions) if precision.is_full]
+        if len(full) < len(buckets) and not torch.compiler.is_compiling():
+            # Groups in low precision are stepped last, when it would be too late.
+            for bucket in buckets:
+                check_shapes(bucket)
         records = run(
             [buckets[index] for index in full],
             [flags[index] for index in full],
@@ -201,9 +204,11 @@ class ProjectedOptimizer(Optimizer):
         compensations = []
         if precision.rounding == "kahan":
             for _, param in stepped:
-                self.state[param].setdefault("compensation", torch.zeros_like(param))
+                is_low = param.dtype != working_dtype(param.dtype)
+                if is_low and "compensation" not in self.state[param]:
+                    self.state[param]["compensation"] = torch.zeros_like(param)
             compensations = [
-                local_part(self.state[param]["compensation"], param) for _, param in stepped
+                local_part(self.state[param].get("compensation"), param) for _, param in stepped
             ]
         return step_in_low_precision(
             bucket,
@@ -241,6 +246,7 @@ class ProjectedOptimizer(Optimizer):
     def _check_before_step(self) -> None:
         """Find what would make a step fail, before it has changed anything."""
         for group_index, group in enumerate(self.param_groups):
+            self._check_precision(group_index, group)
             grads = [param.grad for param in group["params"]]
             layouts = {*map(_layout, [grad for grad in grads if grad is not None])}
             if layouts <= {torch.strided} and not group["capturable"]:
@@ -259,6 +265,13 @@ class ProjectedOptimizer(Optimizer):
                         "rows the projection would need; make it dense (`nn.Embedding(..., "
                         "sparse=False)`) or use torch.optim.SparseAdam for it."
                     )
+
+    def _check_precision(self, group_index: int, options: Mapping[str, Any]) -> None:
+        """Whether a group's weights can be had in the precision that options ask for."""
+        precision = Precision.of(options)
+        if not precision.is_full:
+            for index, param in enumerate(self.param_groups[group_index]["params"]):
+                precision.check(param.dtype, self._name(group_index, index))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state in torch.optim's layout.
@@ -292,11 +305,13 @@ class ProjectedOptimizer(Optimizer):
 
         Raises:
             ValueError: for groups that do not match, a checkpoint with `amsgrad=True`, or one whose
-                `scale_invariant` does not suit the weights.
+                `scale_invariant`, `rounding` or `state_dtype` does not suit the weights.
         """
         state_dict = adapt(state_dict, self.param_groups, self.state_aliases)
-        for saved, now in zip(state_dict["param_groups"], self.param_groups, strict=False):
+        pairs = zip(state_dict["param_groups"], self.param_groups, strict=False)
+        for group_index, (saved, now) in enumerate(pairs):
             check_scale_invariant("scale_invariant", saved["scale_invariant"])
+            self._check_precision(group_index, saved)
             for param in filter(lambda param: has_rows(param.shape), now["params"]):
                 count_heads(saved["scale_invariant"], param.shape)
         # torch.distributed.checkpoint has the optimizer make its state by a step that moves nothing

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from operator import attrgetter
@@ -18,7 +18,7 @@ from .bucket import Bucket, Rule
 from .invariance import count_heads
 from .projection import Extent, has_rows
 
-__all__ = ["Part", "Sorter"]
+__all__ = ["Part", "Sorter", "check_shapes"]
 
 _shape, _dtype, _device = attrgetter("shape"), attrgetter("dtype"), attrgetter("device")
 _fresh = count()
@@ -121,31 +121,43 @@ def _traits(bucket: Bucket, flags: Flags) -> tuple[Any, ...] | None:
         *(tuple(map(id, alike)) for alike in (bucket.params, *bucket.moments)),
         list(map(_shape, bucket.params)),
         list(map(Tensor.numel, grads)),
-        {*map(_dtype, grads)},
-        {*map(_device, grads)},
+        _kinds(_dtype, grads),
+        _kinds(_device, grads),
     )
+
+
+def _kinds(trait: Callable[[Tensor], Any], tensors: list[Tensor]) -> Any:
+    """What a trait of the tensors is; of each, where they differ, since two may change places."""
+    kinds = {*map(trait, tensors)}
+    return kinds if len(kinds) == 1 else list(map(trait, tensors))
 
 
 def _looks(bucket: Bucket) -> tuple[Any, ...] | None:
     """What else the sorting goes by: only who assigns to `data` changes it."""
     tensors = (bucket.params, *bucket.moments)
-    if not all(all(map(Tensor.is_contiguous, alike)) for alike in tensors):
+    if not _all_contiguous(tensors):
         return None
     return (
         *(list(map(Tensor.numel, alike)) for alike in tensors[1:]),
-        *({*map(_dtype, alike)} for alike in tensors),
-        *({*map(_device, alike)} for alike in tensors),
+        *(_kinds(_dtype, alike) for alike in tensors),
+        *(_kinds(_device, alike) for alike in tensors),
     )
 
 
-def _addresses(bucket: Bucket, parts: list[Part]) -> list[list[int]] | None:
-    """Where weights and state lie: while that is the same, so is how they look.
+def _all_contiguous(tensors: Iterable[list[Tensor]]) -> bool:
+    return all(all(map(Tensor.is_contiguous, alike)) for alike in tensors)
 
-    None where a backend does without addresses, since not every tensor has one.
+
+def _addresses(bucket: Bucket, parts: list[Part]) -> list[list[int]] | None:
+    """Where contiguous weights and state lie: while that is the same, so is how they look.
+
+    None where a backend does without addresses, since not every tensor has one, and where one is
+    not contiguous: a transposed view lies where the tensor lay.
     """
-    if any(part.backend is not native for part in parts):
+    tensors = (bucket.params, *bucket.moments)
+    if any(part.backend is not native for part in parts) or not _all_contiguous(tensors):
         return None
-    return [list(map(Tensor.data_ptr, alike)) for alike in (bucket.params, *bucket.moments)]
+    return [list(map(Tensor.data_ptr, alike)) for alike in tensors]
 
 
 def _without_lr(rule: Rule) -> Rule | None:
@@ -156,7 +168,7 @@ def _without_lr(rule: Rule) -> Rule | None:
 
 
 def _sort(bucket: Bucket, flags: Flags) -> Iterator[Part]:
-    _check_shapes(bucket)
+    check_shapes(bucket)
     placements = bucket.placements or [None] * len(bucket.params)
     for indices in _by_kind(bucket):
         sharded = placements[indices[0]] is not None
@@ -190,7 +202,8 @@ def _by_kind(bucket: Bucket) -> list[Sequence[int]]:
     return list(kinds.values())
 
 
-def _check_shapes(bucket: Bucket) -> None:
+def check_shapes(bucket: Bucket) -> None:
+    """Refuse gradients and state of another shape than their weight's."""
     # A kernel that reads addresses would not notice.
     shapes = [param.shape for param in bucket.params]
     for others in (bucket.grads, *bucket.moments):

@@ -1,8 +1,10 @@
 """Weights and state in fewer bits: what rounding to nearest loses is not lost."""
 
+import copy
 import io
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -233,6 +235,61 @@ def test_tiny_second_moments_in_8_bits_do_not_make_huge_steps():
 
 
 @OPTIMIZERS
+@LOW
+@pytest.mark.parametrize("what", ["optimizer", "state_dict"])
+def test_low_precision_goes_on_from_a_copy(make, kwargs, what):
+    params = bfloat16_model()
+    optimizer = make(params, **kwargs)
+    grads = list(gradients(params, 4))
+    run_steps(optimizer, grads[:2])
+    if what == "optimizer":
+        copied = copy.deepcopy(optimizer)
+    else:
+        copied = make([nn.Parameter(p.detach().clone()) for p in params], **kwargs)
+        copied.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    run_steps(copied, grads[2:])
+    # Had it shared any state, these would start from what is not theirs.
+    run_steps(optimizer, grads[2:])
+    assert_identical(held(copied), held(optimizer))
+
+
+def test_weights_in_working_precision_have_no_compensation():
+    weights = [nn.Parameter(p.detach().float()) for p in bfloat16_model()] + bfloat16_model()
+    optimizer = AdamP(weights, rounding="kahan")
+    run_steps(optimizer, gradients(weights, 2))
+    kept = [param for param in weights if "compensation" in optimizer.state[param]]
+    assert [param.dtype for param in kept] == [torch.bfloat16] * 4
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_compensation_of_a_weight_that_is_assigned_to_stays_below_rounding(dtype):
+    """As after an average or a clipping of weights: what 100 lost is more than 0.01."""
+    weight = nn.Parameter(torch.full((4, 4), 100.0, dtype=dtype))
+    optimizer = AdamP([weight], lr=0.02, rounding="kahan")
+    run_steps(optimizer, [[torch.ones(4, 4)]])
+    assert (optimizer.state[weight]["compensation"].abs() > 0.01).all()
+    with torch.no_grad():
+        weight.fill_(0.01)
+    optimizer.param_groups[0]["lr"] = 0.0
+    before = weight.detach().clone()
+    run_steps(optimizer, [[torch.ones(4, 4)]])
+    torch.testing.assert_close(weight.detach(), before, rtol=torch.finfo(dtype).eps, atol=0.0)
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "kahan"])
+def test_state_of_another_shape_is_refused_before_any_group_is_stepped(rounding):
+    full, low = nn.Parameter(torch.ones(3, 3)), nn.Parameter(torch.ones(3, 3).bfloat16())
+    optimizer = AdamP([{"params": [full]}, {"params": [low], "rounding": rounding}])
+    run_steps(optimizer, [[torch.ones(3, 3)] * 2])
+    optimizer.state[low]["exp_avg"] = torch.zeros(2, 2)
+    before = copy.deepcopy((full, optimizer.param_groups[1].get("rounded_steps")))
+    with pytest.raises(RuntimeError, match=r"shape \(3, 3\) has a gradient or state of shape"):
+        optimizer.step()
+    assert torch.equal(full, before[0])
+    assert optimizer.param_groups[1].get("rounded_steps") == before[1]
+
+
+@OPTIMIZERS
 @pytest.mark.parametrize("rounding", ["nearest", "kahan"])
 def test_pieces_give_what_the_whole_gives(make, rounding, monkeypatch):
     snapshots = []
@@ -285,6 +342,24 @@ def test_impossible_precision_is_refused(options, dtype, message):
     weight = nn.Parameter(torch.ones(3, 3, dtype=dtype))
     with pytest.raises(ValueError, match=message):
         AdamP([weight], **options)
+
+
+@pytest.mark.parametrize("way", ["group", "cast", "checkpoint"])
+def test_impossible_precision_is_refused_whenever_it_comes_about(way):
+    weight = nn.Parameter(torch.ones(3, 3).bfloat16())
+    optimizer = AdamP([weight], rounding="nearest" if way == "group" else "stochastic")
+    run_steps(optimizer, [[torch.ones(3, 3)]])
+    saved = copy.deepcopy(optimizer.state_dict())
+    weight.grad, weight.data = None, weight.data.half()
+    if way == "group":
+        optimizer.param_groups[0]["rounding"] = "stochastic"
+    elif way == "checkpoint":
+        optimizer = AdamP([weight])
+    weight.grad = torch.ones_like(weight)
+    refused = partial(optimizer.load_state_dict, saved) if way == "checkpoint" else optimizer.step
+    with pytest.raises(ValueError, match=r'is float16, and rounding="stochastic"'):
+        refused()
+    assert len(optimizer.state) == (way != "checkpoint")
 
 
 @pytest.mark.parametrize("flag", ["capturable", "differentiable"])
