@@ -71,6 +71,11 @@ class Sorter:
         """Remember nothing yet."""
         self._known: dict[int, _Known] = {}
 
+    def forget_from(self, index: int) -> None:
+        """Let go of the weights of param groups that are there no more."""
+        for gone in [known for known in self._known if known >= index]:
+            del self._known[gone]
+
     def sort(self, index: int, bucket: Bucket, flags: Flags) -> list[Part]:
         """The parts of the bucket of param group `index`.
 

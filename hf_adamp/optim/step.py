@@ -82,6 +82,7 @@ def run(
     memory = memory or Memory()
     alike: dict[Any, list[Bucket]] = defaultdict(list)
     backends: dict[str, Backend] = {}
+    memory.sorter.forget_from(len(buckets))
     for index, (bucket, flag) in enumerate(zip(buckets, flags, strict=True)):
         for part in memory.sorter.sort(index, bucket, flag):
             piece = part.of(bucket)

@@ -1,8 +1,10 @@
 """What users do between steps: whatever a step keeps for the next one must not outlive it."""
 
 import copy
+import gc
 import pickle
 import random
+import weakref
 
 import pytest
 import torch
@@ -154,3 +156,19 @@ def test_weights_of_a_mixed_group_may_change_precision(family):
         run.optimizers = [change_precision(o, params_of(o)[index]) for o in run.optimizers]
         run.step(index)
         run.step(10 + index)
+
+
+@EVERY_FAMILY
+def test_weights_of_a_removed_group_are_let_go(family):
+    kept, removed = nn.Parameter(torch.ones(3, 3)), nn.Parameter(torch.ones(3, 3))
+    optimizer = family.cls([{"params": [kept]}, {"params": [removed]}], **family.base)
+    for weight in (kept, removed):
+        weight.grad = torch.ones(3, 3)
+    optimizer.step()
+    optimizer.param_groups.pop()
+    optimizer.state.pop(removed, None)
+    optimizer.step()
+    alive = weakref.ref(removed)
+    del removed, weight
+    gc.collect()
+    assert alive() is None
