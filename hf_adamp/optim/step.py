@@ -40,10 +40,11 @@ _KEPT_SECTIONS = 64
 
 @dataclass
 class _Kept:
-    """What a section keeps from step to step: its layout and its buckets' memos."""
+    """What a section keeps from step to step: layout, its buckets' memos, a statistics buffer."""
 
     layout: Layout | None
     memos: list[dict[str, Any]]
+    stats: Tensor | None = None
 
 
 @dataclass
@@ -163,7 +164,14 @@ class _Section:
             replace(bucket, weights=w, rows=r, memo=memo)
             for bucket, w, r, memo in zip(buckets, weights, rows, kept.memos, strict=True)
         ]
-        stats = torch.zeros(len(Statistic), rows[-1].stop, dtype=dtype, device=device)
+        # The native kernel writes every number of its buffer. Sections of sharded weights wait for
+        # each other, so that none may have another's.
+        keeps = backend.name == native.name and not buckets[0].placements
+        stats = kept.stats if keeps else None
+        if stats is None:
+            stats = torch.zeros(len(Statistic), rows[-1].stop, dtype=dtype, device=device)
+        if keeps:
+            kept.stats = stats
         return cls(placed, backend, kept.layout, stats)
 
     def accumulate(self, *, recording: bool) -> None:

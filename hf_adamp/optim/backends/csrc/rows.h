@@ -90,28 +90,26 @@ INLINE void NAME(rewrite)(const int kind, const struct weight *w, int64_t at, in
     }
 }
 
-/* A stretch of a row, tile by tile. With `at_once` tiles are written without projection, in the
- * loop that measures them; without, their steps are left in `step`. */
-INLINE void NAME(accumulate_stretch)(const int kind, const int at_once, const struct weight *w,
-                                     int64_t at, int64_t n, struct scalars scalars,
-                                     struct rule rule, float *step, int8_t *written_as,
-                                     float *sums)
+/* A stretch of a row, tile by tile, written without projection in the loop that measures it. What
+ * could not be recovered is put back. */
+INLINE void NAME(write_at_once)(const int kind, const struct weight *w, int64_t at, int64_t n,
+                                struct scalars scalars, struct rule rule, float *old,
+                                int8_t *written_as, float *sums)
 {
     for (int k = 0; k < STATISTICS; k++)
         sums[k] = 0;
     for (int64_t begin = 0, tile = 0; begin < n; begin += TILE, tile++) {
         const int64_t length = MINIMUM(TILE, n - begin);
-        float own[STATISTICS], *buffer = at_once ? step : step + begin;
-        NAME(measure)(kind, at_once, w, at + begin, length, buffer, rule, scalars, -rule.decay,
-                      own);
+        float own[STATISTICS];
+        NAME(measure)(kind, 1, w, at + begin, length, old, rule, scalars, -rule.decay, own);
         for (int k = 0; k < STATISTICS; k++)
             sums[k] += own[k];
         if (!written_as)
             continue;
-        const int stays = at_once && recoverable(own);
-        if (at_once && !stays)
+        const int stays = recoverable(own);
+        if (!stays)
             for (int64_t i = 0; i < length; i++)
-                ((WEIGHT *)w->weight)[at + begin + i] = STORE(buffer[i]);
+                ((WEIGHT *)w->weight)[at + begin + i] = STORE(old[i]);
         written_as[tile] = stays ? NONE : UNTOUCHED;
     }
 }
@@ -131,22 +129,20 @@ INLINE void NAME(accumulate_rows)(const int kind, const struct task *t, const st
         float own[STATISTICS], *sums = is_part ? b->partials + STATISTICS * t->slot : own;
         int8_t *written_as =
             has_rows ? b->written_as + w->first_tile + row * tiles + t->column / TILE : 0;
-        if (!has_rows || (may_write && guess == NONE))
-            NAME(accumulate_stretch)(kind, 1, w, at, t->columns, scalars, rule, step, written_as,
-                                     sums);
-        else
-            NAME(accumulate_stretch)(kind, 0, w, at, t->columns, scalars, rule, step, written_as,
-                                     sums);
+        float shift = -rule.decay;
+        if (!has_rows || (may_write && guess == NONE)) {
+            NAME(write_at_once)(kind, w, at, t->columns, scalars, rule, step, written_as, sums);
+        } else {
+            NAME(measure)(kind, 0, w, at, t->columns, step, rule, scalars, 0, sums);
+            /* A part of a row does not know the row's sums. */
+            const int writes = may_write && guess == CHANNEL && !is_part && recoverable(sums) &&
+                               channel_shift(sums, limit, rule, &shift);
+            if (writes)
+                NAME(write)(w, at, t->columns, step, shift);
+            memset(written_as, writes ? CHANNEL : UNTOUCHED, (t->columns + TILE - 1) / TILE);
+        }
         if (!has_rows)
             continue;
-        float shift = -rule.decay;
-        /* A part of a row does not know the row's sums. */
-        if (may_write && guess == CHANNEL && !is_part && recoverable(sums) &&
-            channel_shift(sums, limit, rule, &shift)) {
-            NAME(write)(w, at, t->columns, step, shift);
-            for (int64_t tile = 0; tile < tiles; tile++)
-                written_as[tile] = CHANNEL;
-        }
         if (t->column == 0)
             b->written[place] = shift;
         if (!is_part)
