@@ -57,7 +57,7 @@ class Block:
         if len(self.weights) == 1:
             return [matrix]
         shape = like[self.weights[0]].shape
-        return list(matrix.view(-1, *shape[1:]).split(shape[0]))
+        return list(matrix.view(-1, *shape).unbind())
 
 
 def blocks(

@@ -120,21 +120,23 @@ def _project(bucket: Bucket, views: list[int], stats: Tensor, *, recording: bool
     for view, heads, block in work:
         weight = block.joined(bucket.params)
         negated = steps[: block.elements].view_as(weight)
-        _learn_steps(bucket, block, negated)
+        pieces = block.split(negated, bucket.params)
+        _advance_zeros(bucket, block, negated, pieces)
         stats[Statistic.STEP_DOT, block.rows] = row_dots(negated, weight, scratch).neg_()
         if recording:
             stats[Statistic.STEP_SQ, block.rows] = row_norms(negated).square_()
         vectors = len(block.weights) * heads if view == View.LAYER else len(weight)
         shift = _shift(bucket.rule, view, stats[:, block.rows], vectors)
         negated.view(vectors, -1).addcmul_(weight.view(vectors, -1), shift)
-        torch._foreach_add_(block.pieces(bucket.params), block.split(negated, bucket.params))
+        torch._foreach_add_(block.pieces(bucket.params), pieces)
 
 
-def _learn_steps(bucket: Bucket, block: Block, out: Tensor) -> None:
+def _advance_zeros(bucket: Bucket, block: Block, out: Tensor, pieces: list[Tensor]) -> None:
     """Advance a block's moments and write `-step`, as what becomes of weights that are zero."""
+    out.zero_()
     _advance(
         bucket.rule,
-        block.split(out.zero_(), bucket.params),
+        pieces,
         *map(block.pieces, (bucket.grads, *bucket.moments)),
         counts=[bucket.state_steps[i] for i in block.weights] if bucket.state_steps else [],
     )
