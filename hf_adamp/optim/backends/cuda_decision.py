@@ -30,13 +30,10 @@ def total(stats: Tensor, layout: Layout) -> Tensor:
         "total",
         (segments,),
         stats.device,
-        stats=stats,
-        stride=stats.stride(0),
-        offsets=layout.offsets,
         segment_weight=layout.segments.weight if layout.segments else layout.offsets,
         limit=layout.channel_limit,
         totals=totals,
-        **_shared(layout),
+        **_shared(stats, layout),
     )
     return totals
 
@@ -54,10 +51,7 @@ def decide(
         "decide",
         (weights,),
         stats.device,
-        stats=stats,
-        stride=stats.stride(0),
         totals=totals.contiguous(),
-        offsets=layout.offsets,
         weight_segments=layout.segments.offsets if layout.segments else layout.offsets,
         limit=layout.layer_limit,
         decay=decay.contiguous(),
@@ -65,7 +59,7 @@ def decide(
         channel=channel.view(torch.uint8),
         layer=layer.view(torch.uint8),
         shift=shift,
-        **_shared(layout),
+        **_shared(stats, layout),
     )
     return Decision(Views(channel, layer), shift)
 
@@ -74,8 +68,12 @@ def _can_read(stats: Tensor) -> bool:
     return stats.dtype == torch.float32 and stats.stride(1) == 1
 
 
-def _shared(layout: Layout) -> dict[str, Any]:
+def _shared(stats: Tensor, layout: Layout) -> dict[str, Any]:
+    """The arguments that both kernels take."""
     return {
+        "stats": stats,
+        "stride": stats.stride(0),
+        "offsets": layout.offsets,
         "eps": layout.eps,
         "segments": len(layout.offsets) - 1,
         "HAS_SEGMENTS": layout.segments is not None,
