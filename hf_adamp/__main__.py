@@ -9,16 +9,19 @@ Beside it the command ``inspect``, which says whether a model has scale-invarian
     python -m hf_adamp plot RUN [RUN ...]
 
 The script runs as ``__main__`` with the ``sys.argv`` and ``sys.path`` that Python itself would
-give it. Nothing is imported before the script imports it.
+give it. Nothing is imported before the script imports it. On several CPU processes the launcher
+also ends the process (see ``process_exit``).
 """
 
 import argparse
 import runpy
 import sys
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
 from hf_adamp import __version__
+from hf_adamp.integration.process_exit import run_and_exit
 from hf_adamp.integration.registration import register
 
 __all__ = ["main"]
@@ -70,10 +73,10 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f"cannot find the script {target}; check the path, or use -m for a module.")
     register()
     if arguments.module is None:
-        _run_script(target, rest)
+        run_and_exit(partial(_run_script, target, rest))
     else:
         sys.argv = [target, *rest]
-        runpy.run_module(target, run_name="__main__", alter_sys=True)
+        run_and_exit(partial(runpy.run_module, target, run_name="__main__", alter_sys=True))
 
 
 def _reversed(launcher: str) -> str:

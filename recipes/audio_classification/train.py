@@ -26,6 +26,7 @@ from transformers import (
 )
 
 from hf_adamp import ProjectionLog
+from hf_adamp.integration.process_exit import run_and_exit
 from recipes.common.arguments import parse
 
 from .adam_then_sgd import published_schedule
@@ -238,4 +239,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_and_exit(main)

@@ -26,6 +26,7 @@ from transformers import (
 )
 
 from hf_adamp import ProjectionLog
+from hf_adamp.integration.process_exit import run_and_exit
 
 METRIC = Path(__file__).parent / "metrics" / "accuracy"
 BRIGHTEST = 16  # scikit-learn's digits hold 0 to 16
@@ -116,4 +117,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_and_exit(main)

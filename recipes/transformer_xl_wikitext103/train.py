@@ -14,6 +14,7 @@ from pathlib import Path
 from transformers import TrainingArguments, set_seed
 
 from hf_adamp import ProjectionLog
+from hf_adamp.integration.process_exit import run_and_exit
 from recipes.common.arguments import parse
 
 from .configuration_transformer_xl import TransformerXLConfig
@@ -149,4 +150,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_and_exit(main)

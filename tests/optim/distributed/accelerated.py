@@ -7,15 +7,16 @@ checkpoint went on identically.
 import json
 import os
 import sys
+from functools import partial
 
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedType
 from torch import nn
-from torch.distributed import destroy_process_group, is_initialized
 from torch.nn.functional import cross_entropy
 
 from hf_adamp import AdamP
+from hf_adamp.integration.process_exit import run_and_exit
 
 STEPS, SAVED_AT, BATCH = 4, 2, 8
 
@@ -99,9 +100,7 @@ def main(folder):
             "resumed": all(map(torch.equal, finished, resumed)),
         }
         print("REPORT " + json.dumps(report), flush=True)
-    if is_initialized():
-        destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    run_and_exit(partial(main, sys.argv[1]))

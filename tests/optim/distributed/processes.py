@@ -9,11 +9,14 @@ import tempfile
 import time
 import traceback
 from datetime import timedelta
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
 import torch
 from torch import distributed, multiprocessing
+
+from hf_adamp.integration.process_exit import run_and_exit
 
 # Imported once, in the server that all processes are forked from.
 _PRELOADED = [
@@ -114,14 +117,15 @@ def _serve(rank, size, meeting, pipe):
         world_size=size,
         timeout=timedelta(seconds=_COLLECTIVE_SECONDS),
     )
-    try:
-        while (task := pipe.recv()) is not None:
-            check, args = task
-            torch.manual_seed(0)
-            try:
-                answer = True, check(*args)
-            except BaseException:
-                answer = False, traceback.format_exc()
-            pipe.send(answer)
-    finally:
-        distributed.destroy_process_group()
+    run_and_exit(partial(_answer, pipe))
+
+
+def _answer(pipe):
+    while (task := pipe.recv()) is not None:
+        check, args = task
+        torch.manual_seed(0)
+        try:
+            answer = True, check(*args)
+        except BaseException:
+            answer = False, traceback.format_exc()
+        pipe.send(answer)

@@ -2,14 +2,15 @@
 
 import json
 import sys
+from functools import partial
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
-from torch.distributed import destroy_process_group
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
 import hf_adamp
+from hf_adamp.integration.process_exit import run_and_exit
 
 
 def _trainer(folder):
@@ -71,8 +72,7 @@ def main(folder):
             "identical": all(map(torch.equal, finished, resumed)),
         }
         print("REPORT " + json.dumps(report), flush=True)
-    destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    run_and_exit(partial(main, sys.argv[1]))
