@@ -46,9 +46,7 @@ def granularities_of(report: Granularities) -> dict[str, ScaleInvariant]:
     declared: dict[str, ScaleInvariant] = {}
     for name, value in mapping.items():
         value = False if value is None else value
-        check_scale_invariant(f"scale_invariance[{name!r}]", value)
-        # JSON has no tuples, and groups of parameters are sorted by what can be hashed.
-        declared[name] = (value[0], value[1]) if isinstance(value, list) else value
+        declared[name] = check_scale_invariant(f"scale_invariance[{name!r}]", value)
     return declared
 
 

@@ -6,7 +6,6 @@ names like `norm` and `bias`, which spares none of a ResNet's BatchNorm weights.
 the module decides, then the shape; the one name that counts is torch's own word `bias`.
 """
 
-import math
 import re
 from collections.abc import Callable, Iterator
 from typing import Any, cast
@@ -19,6 +18,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from hf_adamp.granularities import Granularities, declared_weights
 from hf_adamp.optim.invariance import ScaleInvariant
+from hf_adamp.optim.options import real_number
 
 __all__ = ["decay_parameter_names", "get_param_groups"]
 
@@ -108,10 +108,7 @@ def get_param_groups(
     Source: docs/parameter-groups.md gives each clause's reason and what it changes on 15
     architectures.
     """
-    if isinstance(weight_decay, bool) or not isinstance(weight_decay, (int, float)):
-        raise TypeError(f"weight_decay={weight_decay!r} must be a number.")
-    if not (math.isfinite(weight_decay) and weight_decay >= 0):
-        raise ValueError(f"weight_decay={weight_decay} must be finite and >= 0.")
+    weight_decay = real_number("weight_decay", weight_decay)
     decisions = list(_decisions(model, rule))
     declared = {} if scale_invariance is None else declared_weights(model, scale_invariance)
     groups: dict[tuple[bool, ScaleInvariant], dict[str, Any]] = {}

@@ -322,8 +322,18 @@ def frozen():
 @pytest.mark.parametrize(
     ("arguments", "options", "error", "message"),
     [
-        ((nn.Linear(2, 2), -0.1), {}, ValueError, r"weight_decay=-0.1 must be finite and >= 0"),
-        ((nn.Linear(2, 2), float("nan")), {}, ValueError, "weight_decay=nan must be finite"),
+        (
+            (nn.Linear(2, 2), -0.1),
+            {},
+            ValueError,
+            r"weight_decay=-0.1 must be at least 0 and finite",
+        ),
+        (
+            (nn.Linear(2, 2), float("nan")),
+            {},
+            ValueError,
+            "weight_decay=nan must be at least 0 and finite",
+        ),
         ((nn.Linear(2, 2), "0.1"), {}, TypeError, "weight_decay='0.1' must be a number"),
         ((nn.Linear(2, 2), True), {}, TypeError, "weight_decay=True must be a number"),
         (([], 0.1), {}, TypeError, "model must be a torch.nn.Module, not list"),

@@ -8,7 +8,9 @@ Heo et al., ICLR 2021, https://arxiv.org/abs/2006.08217, of whom it keeps the pr
 from __future__ import annotations
 
 import math
-from typing import TypeAlias
+from collections.abc import Sequence
+from operator import index
+from typing import Any, TypeAlias
 
 import torch
 
@@ -22,23 +24,40 @@ _PAIRS = ("head", "head_dim")
 _ALLOWED = '"auto", "row", "tensor", ("head", heads), ("head_dim", rows of a head) or False'
 
 
-def check_scale_invariant(name: str, value: object) -> None:
-    """Raise unless the value is one that the option takes.
+def check_scale_invariant(name: str, value: Any) -> ScaleInvariant:
+    """Return the value as the option keeps it, or raise if the option does not take it.
+
+    A pair may be any sequence, with an integer of any kind. Text is read as on a command line:
+    `false`, `head:8`.
 
     Raises:
         TypeError: for a value of the wrong type.
         ValueError: for a word that is unknown, or a number of heads or rows below 1.
     """
-    if value is False or value in _WORDS:
-        return
-    if isinstance(value, (tuple, list)) and len(value) == 2 and value[0] in _PAIRS:
-        if isinstance(value[1], bool) or not isinstance(value[1], int):
-            raise TypeError(f"{name}={value!r} must have an integer as its second element.")
-        if value[1] < 1:
+    given = _from_text(value) if isinstance(value, str) else value
+    if given is False or (isinstance(given, str) and given in _WORDS):
+        return given
+    if isinstance(given, Sequence) and len(given) == 2 and given[0] in _PAIRS:
+        second: Any = given[1]
+        try:
+            number = index(None if isinstance(second, bool) else second)  # type: ignore[arg-type]
+        except TypeError:
+            raise TypeError(
+                f"{name}={value!r} must have an integer as its second element."
+            ) from None
+        if number < 1:
             raise ValueError(f"{name}={value!r} must have at least 1 as its second element.")
-        return
-    error = ValueError if isinstance(value, (str, tuple, list)) else TypeError
+        return str(given[0]), number
+    error = ValueError if isinstance(value, Sequence) else TypeError
     raise error(f"{name}={value!r} must be {_ALLOWED}.")
+
+
+def _from_text(text: str) -> str | bool | tuple[str, int]:
+    word = text.strip().lower()
+    unit, colon, number = (part.strip() for part in word.partition(":"))
+    if colon and number.isdecimal():
+        return unit, int(number)
+    return False if word == "false" else word
 
 
 def threshold(value: ScaleInvariant, delta: float) -> float:

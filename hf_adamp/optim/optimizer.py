@@ -57,9 +57,8 @@ class ProjectedOptimizer(Optimizer):
     _unsigned: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
-        check_options(defaults)
         self._reset_caches()
-        super().__init__(params, defaults)
+        super().__init__(params, check_options(defaults))
 
     def _reset_caches(self) -> None:
         self._memory = Memory()
@@ -78,7 +77,9 @@ class ProjectedOptimizer(Optimizer):
             ValueError: for an option out of range, or declared heads that do not divide the rows.
             RuntimeError: for weights whose rows cannot be seen (flattened shards).
         """
-        check_options({**self.defaults, **param_group})
+        checked = check_options({**self.defaults, **param_group})
+        # In place: as with torch.optim, the group that is passed is the group that is kept.
+        param_group.update({name: checked[name] for name in param_group})
         super().add_param_group(param_group)
         try:
             self._look_at_weights()

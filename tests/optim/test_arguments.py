@@ -2,12 +2,14 @@
 
 import inspect
 
+import numpy
 import pytest
 import torch
 
 from tests.tables.optimizer_options import (
     ADAMP,
     BAD,
+    CONVERTED,
     DTYPES,
     FAMILIES,
     GOOD,
@@ -22,6 +24,13 @@ BAD_CASES = [
     pytest.param(family, bad, id=f"{family.name}-{bad.kwargs}")
     for family in FAMILIES
     for bad in BAD[family.name]
+]
+
+
+CONVERTED_CASES = [
+    pytest.param(family, case, id=f"{family.name}-{case.kwargs}")
+    for family in FAMILIES
+    for case in CONVERTED[family.name]
 ]
 
 
@@ -42,6 +51,47 @@ def test_constructor_keeps_every_option_in_the_group(family):
         optimizer = build(family, make_weights(names=["linear"]), **good.kwargs)
         group = optimizer.param_groups[0]
         assert {name: group[name] for name in good.kwargs} == good.kwargs
+
+
+def same_kind(kept, wanted):
+    """Equal, and of the same plain type all the way down."""
+    if isinstance(wanted, tuple):
+        return type(kept) is tuple and all(map(same_kind, kept, wanted))
+    return type(kept) is type(wanted) and kept == wanted
+
+
+@pytest.mark.parametrize(("family", "case"), CONVERTED_CASES)
+def test_option_of_another_type_is_kept_as_a_plain_value(family, case):
+    (name, value), *_ = case.kwargs.items()
+    weights = make_weights(names=["linear", "bias"])
+    for optimizer in (
+        build(family, [weights["linear"]], **case.kwargs),
+        build(family, [{"params": [weights["linear"]], **case.kwargs}]),
+    ):
+        assert same_kind(optimizer.param_groups[0][name], case.kept)
+    optimizer = build(family, [weights["bias"]])
+    optimizer.add_param_group({"params": [weights["linear"]], name: value})
+    assert same_kind(optimizer.param_groups[1][name], case.kept)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
+def test_tensors_of_lr_and_betas_stay_the_tensors_they_are(family):
+    """They may change from step to step."""
+    tensors = {"lr": torch.tensor([0.1])}
+    if family is ADAMP:
+        tensors["betas"] = (torch.tensor(0.5), torch.tensor([0.75]))
+    group = build(family, make_weights(names=["linear"]), **tensors).param_groups[0]
+    assert group["lr"] is tensors["lr"]
+    if family is ADAMP:
+        assert all(map(lambda a, b: a is b, group["betas"], tensors["betas"]))
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
+def test_group_that_is_passed_is_the_group_that_is_kept(family):
+    group = {"params": list(make_weights(names=["linear"]).values()), "eps": numpy.float64(0.5)}
+    optimizer = build(family, [group])
+    assert optimizer.param_groups[0] is group
+    assert type(group["eps"]) is float
 
 
 @pytest.mark.parametrize(("family", "bad"), BAD_CASES)
