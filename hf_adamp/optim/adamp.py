@@ -86,7 +86,11 @@ class AdamP(ProjectedOptimizer):
     those of NAVER's `adamp` 0.3.0.
     """
 
-    state_aliases: ClassVar[dict[str, tuple[str, ...]]] = {"exp_avg": (), "exp_avg_sq": ()}
+    state_aliases: ClassVar[dict[str, tuple[str, ...]]] = {
+        "step": (),
+        "exp_avg": (),
+        "exp_avg_sq": (),
+    }
     _unsigned: ClassVar[tuple[str, ...]] = ("exp_avg_sq",)
 
     def __init__(

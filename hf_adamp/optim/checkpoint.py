@@ -1,40 +1,125 @@
-"""Checkpoints of other optimizers, brought into this project's form before they are loaded.
+"""Checkpoints of these and of other optimizers, on their way through torch's `load_state_dict`.
 
 Understood are adamp 0.3.0, timm's AdamP and SGDP, torch.optim's Adam, AdamW and SGD, and our own.
+torch loads; here its input is adapted, after the hooks of the user, and what it rounds is restored,
+before them. Which state belongs to which weight is decided in `checkpoint_matching`.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
-__all__ = ["adapt"]
+from .checkpoint_matching import Groupings, match_weights
+from .options import check_options
+
+__all__ = ["adapted_loading"]
 
 logger = logging.getLogger(__name__)
 
 # Options of torch.optim that these optimizers do not have.
 _FOREIGN_OPTIONS = ("amsgrad", "decoupled_weight_decay")
+# How another optimizer computed its steps says nothing of how ours can.
+_PATH_OPTIONS = ("foreach", "fused", "capturable", "differentiable")
+
+_Aliases = Mapping[str, Sequence[str]]
+_State = dict[Hashable, Any]
 
 
-def adapt(
-    state_dict: Mapping[str, Any],
-    groups: Sequence[Mapping[str, Any]],
-    aliases: Mapping[str, Sequence[str]],
-) -> dict[str, Any]:
-    """The same checkpoint with our names; options that it lacks are those of the current groups.
+@contextmanager
+def adapted_loading(
+    optimizer: Optimizer,
+    aliases: _Aliases,
+    *,
+    groupings: Groupings | None = None,
+    check: Callable[[int, Mapping[str, Any]], None],
+    restore: Callable[[str, Tensor, Tensor, Mapping[str, Any]], Tensor],
+) -> Iterator[None]:
+    """Within, torch's `Optimizer.load_state_dict` loads a checkpoint in our names and precision.
+
+    Hooks of the user come first on the way in and last on the way out: what they return and edit
+    is what counts. Everything is checked on the way in, before anything is changed.
 
     Args:
-        state_dict: an optimizer's `state_dict()`.
-        groups: the current param groups.
-        aliases: state key → its names elsewhere.
+        optimizer: the optimizer that loads.
+        aliases: what a weight's state consists of: for each name, those that it has elsewhere.
+        groupings: other ways in which these weights may have been grouped, see `match_weights`.
+        check: raises unless the weights of the group of this index suit these options.
+        restore: from a moment's name, its value in the checkpoint, its weight and the group, the
+            moment as that group keeps it.
 
     Raises:
-        ValueError: for a checkpoint with `amsgrad=True`, whose state has no counterpart.
+        ValueError: inside, for a checkpoint that does not suit the optimizer.
+        TypeError: inside, for a state or an option of the wrong type.
     """
+    loaded: list[tuple[list[Hashable], _State]] = []
+    # torch's documentation shows hooks that match weights by name; nobody may undo what they did.
+    hooked = bool(optimizer._optimizer_load_state_dict_pre_hooks)
+
+    def before(_: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+        adapted = _adapt(state_dict, optimizer.param_groups, aliases, groupings, hooked=hooked)
+        for index, group in enumerate(adapted["param_groups"]):
+            check(index, group)
+            loaded.append((group["params"], adapted["state"]))
+        return adapted
+
+    def after(_: Optimizer) -> None:
+        # torch casts state to the weight's dtype; ours is in a precision of its own.
+        for group, (keys, state) in zip(optimizer.param_groups, loaded, strict=True):
+            for key, param in zip(keys, group["params"], strict=True):
+                for name, value in (state.get(key) or {}).items():
+                    if name in aliases and name != "step":
+                        optimizer.state[param][name] = restore(name, value, param, group)
+
+    handles = (
+        optimizer.register_load_state_dict_pre_hook(before),
+        optimizer.register_load_state_dict_post_hook(after, prepend=True),
+    )
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _adapt(
+    state_dict: Mapping[str, Any],
+    groups: Sequence[Mapping[str, Any]],
+    aliases: _Aliases,
+    groupings: Groupings | None,
+    *,
+    hooked: bool,
+) -> dict[str, Any]:
+    """The checkpoint in our names, its groups those of the optimizer, its options checked."""
     saved = state_dict["param_groups"]
+    _look_at_foreign_options(saved)
+    state = {key: _renamed(value, aliases) for key, value in state_dict["state"].items()}
+    shapes = {key: _shape(value, aliases) for key, value in state.items()}
+    matched = match_weights(saved, groups, shapes, groupings=groupings, trust_positions=hooked)
+    adapted = [_options(group, now) for group, now in zip(matched, groups, strict=True)]
+    is_ours = all("delta" in group for group in saved)
+    known: set[Hashable] = set()
+    for group, now in zip(adapted, groups, strict=True):
+        for key, param in zip(group["params"], now["params"], strict=True):
+            known.add(key)
+            if state.get(key):
+                _check_state(state[key], param, aliases, is_ours=is_ours)
+    if state and not known & state.keys():
+        raise ValueError(
+            f"the checkpoint has state of {_listed(state)}, but its groups have the weights "
+            f"{_listed(known)}; the keys of its state must be those in `params`."
+        )
+    return {**state_dict, "state": state, "param_groups": adapted}
+
+
+def _look_at_foreign_options(saved: Sequence[Mapping[str, Any]]) -> None:
     if any(group.get("amsgrad") for group in saved):
         raise ValueError(
             "the checkpoint was trained with amsgrad=True, which AdamP does not have; "
@@ -47,25 +132,83 @@ def adapt(
             "The checkpoint is of torch.optim.Adam with weight_decay, an L2 penalty there; here "
             "weight decay is decoupled as in AdamW, so training continues differently."
         )
-    # zip may end early: torch.optim reports a different number of groups in its own words.
-    adapted = [
-        {**{k: v for k, v in now.items() if k not in ("params", "param_names")}, **group}
-        for group, now in zip(saved, groups, strict=False)
-    ] + list(saved[len(groups) :])
-    for group in adapted:
-        for option in _FOREIGN_OPTIONS:
-            group.pop(option, None)
-    state = {key: _rename(value, aliases) for key, value in state_dict["state"].items()}
-    return {**state_dict, "state": state, "param_groups": adapted}
 
 
-def _rename(state: Any, aliases: Mapping[str, Sequence[str]]) -> Any:
+def _options(saved: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """A group of the checkpoint; options that it lacks are those of the current group."""
+    dropped = _FOREIGN_OPTIONS if "delta" in saved else (*_FOREIGN_OPTIONS, *_PATH_OPTIONS)
+    options = {name: value for name, value in now.items() if name not in ("params", "param_names")}
+    options |= {name: value for name, value in saved.items() if name not in dropped}
+    return check_options(options)
+
+
+def _renamed(state: Any, aliases: _Aliases) -> Any:
+    """A weight's state in our names; the count of steps as torch keeps it."""
     if not isinstance(state, Mapping):
         return state
-    renamed = {}
+    renamed: dict[str, Any] = {}
     for key, value in state.items():
         ours = next((name for name, others in aliases.items() if key in others), key)
         # torch.optim.SGD stores None where no momentum has been gathered yet.
         if value is not None:
-            renamed[ours] = value.clone() if isinstance(value, Tensor) and ours == "step" else value
+            renamed[ours] = _step_count(value) if ours == "step" else value
     return renamed
+
+
+def _step_count(value: Any) -> Tensor:
+    """A count of steps as a 0-d tensor of its own; adamp 0.3.0 and timm count in integers.
+
+    float32 whatever the checkpoint was converted to: 256 + 1 is 256 in bfloat16.
+    """
+    if isinstance(value, Tensor) and value.numel() == 1:
+        dtype = value.dtype if value.dtype == torch.float64 else torch.float32
+        return value.detach().reshape(()).to(dtype, copy=True)
+    try:
+        count = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"the checkpoint has step={value!r}, which is not a number.") from None
+    if not (math.isfinite(count) and count >= 0):
+        raise ValueError(f"the checkpoint has step={value!r}; it must be at least 0 and finite.")
+    return torch.tensor(count, dtype=torch.float32, device="cpu")
+
+
+def _shape(state: Any, aliases: _Aliases) -> torch.Size | None:
+    """The shape of the weight that a state is of, where that can be seen."""
+    if isinstance(state, Mapping):
+        for name in aliases:
+            if name != "step" and isinstance(value := state.get(name), Tensor):
+                return value.shape
+    return None
+
+
+def _check_state(state: Any, param: Tensor, aliases: _Aliases, *, is_ours: bool) -> None:
+    """Refuse state that a step could not start from."""
+    if not isinstance(state, Mapping):
+        raise TypeError(
+            f"the checkpoint has a {type(state).__name__} as a weight's state, not a mapping."
+        )
+    missing = [name for name in aliases if name not in state]
+    if is_ours and len(missing) == len(aliases):
+        return  # Not begun; what else is there somebody keeps for himself.
+    if missing:
+        raise ValueError(
+            f"the checkpoint has {_listed(state)} as a weight's state and lacks "
+            f"{_listed(missing)}: it is of another optimizer, or not complete; start from the "
+            "model's weights without the optimizer's state."
+        )
+    for name in aliases:
+        value = state[name]
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"the checkpoint has a {type(value).__name__} as {name}; it must be a tensor."
+            )
+        if name != "step" and value.shape != param.shape:
+            raise ValueError(
+                f"the checkpoint has {name} of shape {tuple(value.shape)} for a weight of shape "
+                f"{tuple(param.shape)}."
+            )
+
+
+def _listed(names: Any) -> str:
+    names = [str(name) for name in names]
+    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")

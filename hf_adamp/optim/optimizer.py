@@ -13,7 +13,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from .backends import Flags
 from .bucket import Bucket, working_dtype
-from .checkpoint import adapt
+from .checkpoint import adapted_loading
 from .distributed import Reducer, flattened_message, local_part, refuse_flattened, shard_number
 from .invariance import ScaleInvariant, check_scale_invariant, count_heads, threshold
 from .low_precision import Precision, as_moment, load_quantizer, step_in_low_precision
@@ -58,6 +58,8 @@ class ProjectedOptimizer(Optimizer):
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
         self._reset_caches()
+        # `get_param_groups` knows how others would have grouped these weights.
+        self._groupings = getattr(params, "groupings", None)
         super().__init__(params, check_options(defaults))
 
     def _reset_caches(self) -> None:
@@ -302,31 +304,39 @@ class ProjectedOptimizer(Optimizer):
         """Load a checkpoint of this optimizer or of one that it replaces.
 
         Understood are adamp 0.3.0, timm and torch.optim's Adam, AdamW and SGD. Options that the
-        checkpoint does not have keep their current values.
+        checkpoint does not have keep their current values, and so do `foreach`, `fused`,
+        `capturable` and `differentiable` where it is of another optimizer. Weights are matched by
+        name where both sides have names (`get_param_groups` gives them), and where the checkpoint
+        groups the same weights in another known way; otherwise by position, as in torch.optim.
+        Your own hooks have the last word.
 
         Raises:
-            ValueError: for groups that do not match, a checkpoint with `amsgrad=True`, or one whose
-                `scale_invariant`, `rounding` or `state_dtype` does not suit the weights.
+            TypeError: for options or state of the wrong type.
+            ValueError: for weights that do not match, a checkpoint with `amsgrad=True`, state that
+                is incomplete or of another shape, or options that do not suit the weights.
         """
-        state_dict = adapt(state_dict, self.param_groups, self.state_aliases)
-        pairs = zip(state_dict["param_groups"], self.param_groups, strict=False)
-        for group_index, (saved, now) in enumerate(pairs):
-            check_scale_invariant("scale_invariant", saved["scale_invariant"])
-            self._check_precision(group_index, saved)
-            for param in filter(lambda param: has_rows(param.shape), now["params"]):
-                count_heads(saved["scale_invariant"], param.shape)
         # torch.distributed.checkpoint has the optimizer make its state by a step that moves nothing
         # and teaches nothing.
         self._memory = Memory()
-        super().load_state_dict(state_dict)
-        # torch casts state to the weight's dtype; ours is in a precision of its own.
-        for saved, now in zip(state_dict["param_groups"], self.param_groups, strict=True):
-            for key, param in zip(saved["params"], now["params"], strict=True):
-                for name in self.state_aliases:
-                    if (value := state_dict["state"].get(key, {}).get(name)) is not None:
-                        self.state[param][name] = as_moment(
-                            value, param, now["state_dtype"], signed=name not in self._unsigned
-                        )
+        with adapted_loading(
+            self,
+            self.state_aliases,
+            groupings=getattr(self, "_groupings", None),
+            check=self._check_loaded,
+            restore=self._restored,
+        ):
+            super().load_state_dict(state_dict)
+
+    def _check_loaded(self, group_index: int, options: Mapping[str, Any]) -> None:
+        self._check_precision(group_index, options)
+        for index, param in enumerate(self.param_groups[group_index]["params"]):
+            if has_rows(param.shape):
+                count_heads(options["scale_invariant"], param.shape, self._name(group_index, index))
+
+    def _restored(
+        self, name: str, value: Tensor, param: Tensor, group: Mapping[str, Any]
+    ) -> Tensor:
+        return as_moment(value, param, group["state_dtype"], signed=name not in self._unsigned)
 
 
 @dataclass(frozen=True)

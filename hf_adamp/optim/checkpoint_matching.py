@@ -1,0 +1,212 @@
+"""Which state of a checkpoint belongs to which weight.
+
+torch.optim goes by position: the third weight of the second group gets the third state of the
+second group. Where two runs group their weights by different rules, that is another weight. Names
+tell, where both sides have them (`param_names`); otherwise the sizes of the groups and the shapes
+of the state do, as far as the ways are known in which these weights can have been grouped.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+__all__ = ["Groupings", "match_weights", "plain_names"]
+
+logger = logging.getLogger(__name__)
+
+Groupings: TypeAlias = Callable[[], Sequence[Sequence[Sequence[Tensor]]]]
+"""Returns the ways in which weights can have been grouped; a way is a list of groups."""
+
+_Group = Mapping[str, Any]
+_Order = tuple[int, ...]
+
+# torch.compile, activation checkpointing and FSDP put these into the names of what they wrap.
+_WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.", "_fsdp_wrapped_module.")
+# What grouping is about: after regrouping these are the optimizer's own.
+_OF_THE_GROUPING = ("params", "param_names", "weight_decay", "scale_invariant")
+_MISSING = object()
+
+_REMEDY = (
+    "Group the weights as the checkpoint does: groups=transformers in --optim_args, or "
+    'get_param_groups(model, weight_decay, rule="transformers"), for one of a Trainer with AdamW; '
+    "groups=hf_adamp, the default, for one of --optim adamp."
+)
+
+
+def plain_names(names: Sequence[str]) -> list[str]:
+    """Weights' names without what wrappers of their model have put into them."""
+    for wrapper in _WRAPPERS:
+        names = [name.replace(wrapper, "") for name in names]
+    prefix = "module." if all(name.startswith("module.") for name in names) else ""
+    return [name.removeprefix(prefix) for name in names]
+
+
+def match_weights(
+    saved: Sequence[_Group],
+    groups: Sequence[_Group],
+    shapes: Mapping[Hashable, torch.Size | None],
+    *,
+    groupings: Groupings | None = None,
+    trust_positions: bool = False,
+) -> list[dict[str, Any]]:
+    """The checkpoint's groups, their weights in the order of the optimizer's groups.
+
+    Where its groups are others, each of the optimizer's gets the options on which those that its
+    weights come from agree, and keeps its own `weight_decay` and `scale_invariant`.
+
+    Args:
+        saved: the checkpoint's param groups; `params` holds the keys of its state.
+        groups: the optimizer's param groups.
+        shapes: for each key the shape of its weight, None or missing where the state hides it.
+        groupings: asked where names do not tell.
+        trust_positions: whether positions are right where the sizes of the groups are.
+
+    Raises:
+        ValueError: where weights and state cannot be matched, or in more than one way.
+    """
+    unchanged = [dict(group) for group in saved]
+    alike = _sizes(saved) == _sizes(groups)
+    if alike and trust_positions:
+        return unchanged
+    theirs, ours = _names(saved), _names(groups)
+    if theirs and ours:
+        order = _order_by_name(theirs, ours, saved, groups)
+    else:
+        order = _order_by_grouping(saved, groups, shapes, groupings)
+    if alike and order == tuple(range(len(order))):
+        return unchanged
+    logger.info("The checkpoint has other param groups; each weight's state is found by itself.")
+    return _regrouped(saved, groups, order)
+
+
+def _order_by_name(
+    theirs: Sequence[str], ours: Sequence[str], saved: Sequence[_Group], groups: Sequence[_Group]
+) -> _Order:
+    """For each of the optimizer's weights, which of the checkpoint's it is."""
+    place = {name: index for index, name in enumerate(theirs)}
+    if place.keys() == set(ours):
+        return tuple(place[name] for name in ours)
+    unknown = [name for name in ours if name not in place]
+    gone = sorted(place.keys() - set(ours))
+    if _sizes(saved) == _sizes(groups):
+        pairs = [(a, b) for a, b in zip(theirs, ours, strict=True) if a != b]
+        if all(a in gone and b in unknown for a, b in pairs):
+            logger.warning(
+                f"The checkpoint calls {len(pairs)} weights otherwise ({pairs[0][0]} is now "
+                f"{pairs[0][1]}); their state is matched by position, as in torch.optim."
+            )
+            return tuple(range(len(ours)))
+    raise ValueError(
+        f"the checkpoint is of other weights: it lacks {_listed(unknown) or 'none'} and has "
+        f"{_listed(gone) or 'none'} besides; train the same weights, or adapt the checkpoint in a "
+        "hook (register_load_state_dict_pre_hook)."
+    )
+
+
+def _order_by_grouping(
+    saved: Sequence[_Group],
+    groups: Sequence[_Group],
+    shapes: Mapping[Hashable, torch.Size | None],
+    groupings: Groupings | None,
+) -> _Order:
+    """For each of the optimizer's weights, which of the checkpoint's it can only be."""
+    params = [param for group in groups for param in group["params"]]
+    keys = [key for group in saved for key in group["params"]]
+    sizes = [size for size in _sizes(saved) if size]
+
+    def fits(order: _Order) -> bool:
+        found = [shapes.get(keys[place]) for place in order]
+        return all(shape in (None, param.shape) for shape, param in zip(found, params, strict=True))
+
+    orders: dict[_Order, None] = {}
+    in_place = tuple(range(len(params)))
+    if sizes == [size for size in _sizes(groups) if size] and fits(in_place):
+        # Our own checkpoints are grouped as their run was, and a run seldom changes that.
+        if all("delta" in group for group in saved):
+            return in_place
+        orders[in_place] = None
+    for grouping in groupings() if groupings else ():
+        place = {id(param): i for i, param in enumerate(p for group in grouping for p in group)}
+        if [len(group) for group in grouping if group] == sizes and place.keys() == set(
+            map(id, params)
+        ):
+            order = tuple(place[id(param)] for param in params)
+            if fits(order):
+                orders[order] = None
+    if not orders:
+        raise ValueError(_mismatch(saved, groups))
+    if len(orders) > 1:
+        raise ValueError(
+            "the checkpoint's param groups fit these weights in more than one way, and it has no "
+            f"names to tell which state is whose. {_REMEDY}"
+        )
+    return next(iter(orders))
+
+
+def _regrouped(
+    saved: Sequence[_Group], groups: Sequence[_Group], order: _Order
+) -> list[dict[str, Any]]:
+    homes = [(key, group) for group in saved for key in group["params"]]
+    chosen = iter(order)
+    regrouped = []
+    for now in groups:
+        found = [homes[next(chosen)] for _ in now["params"]]
+        sources = list({id(group): group for _, group in found}.values())
+        options: dict[str, Any] = {}
+        for name in {name: None for source in sources for name in source}:
+            values = [source.get(name, _MISSING) for source in sources]
+            if name not in _OF_THE_GROUPING and all(_same(value, values[0]) for value in values):
+                options[name] = values[0]
+        kept = {name: now[name] for name in _OF_THE_GROUPING if name in now}
+        regrouped.append({**options, **kept, "params": [key for key, _ in found]})
+    return regrouped
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor) or isinstance(other, Tensor):
+        return one is other
+    return bool(one == other)
+
+
+def _mismatch(saved: Sequence[_Group], groups: Sequence[_Group]) -> str:
+    """What differs, in torch's words first, and what to do."""
+    theirs, ours = _sizes(saved), _sizes(groups)
+    if len(theirs) != len(ours):
+        what = "loaded state dict has a different number of parameter groups"
+    elif theirs != ours:
+        what = (
+            "loaded state dict contains a parameter group that doesn't match the size of "
+            "optimizer's group"
+        )
+    else:
+        what = "loaded state dict has state of other shapes than the optimizer's weights"
+    sizes = f"{what}: it has groups of {_listed(theirs)} weights, the optimizer of {_listed(ours)}"
+    if sum(theirs) != sum(ours):
+        return f"{sizes}; train the same weights, or adapt it in register_load_state_dict_pre_hook."
+    return f"{sizes}. {_REMEDY}"
+
+
+def _sizes(groups: Sequence[_Group]) -> list[int]:
+    return [len(group["params"]) for group in groups]
+
+
+def _names(groups: Sequence[_Group]) -> list[str] | None:
+    """The weights' names, where each has one of its own."""
+    names: list[str] = []
+    for group in groups:
+        of_group = group.get("param_names") or []
+        if len(of_group) != len(group["params"]):
+            return None
+        names += of_group
+    names = plain_names(names)
+    return names if len(set(names)) == len(names) else None
+
+
+def _listed(items: Sequence[object]) -> str:
+    shown = ", ".join(map(str, items[:5]))
+    return f"{shown}, … ({len(items)})" if len(items) > 5 else shown
