@@ -7,11 +7,12 @@ the module decides, then the shape; the one name that counts is torch's own word
 """
 
 import re
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import _WeightNorm
 from torch.nn.utils.weight_norm import WeightNorm
@@ -20,7 +21,7 @@ from hf_adamp.granularities import Granularities, declared_weights
 from hf_adamp.optim.invariance import ScaleInvariant
 from hf_adamp.optim.options import real_number
 
-__all__ = ["decay_parameter_names", "get_param_groups"]
+__all__ = ["ParamGroups", "WeightsOf", "decay_parameter_names", "get_param_groups"]
 
 DecayRule = Callable[[str, nn.Parameter, nn.Module], bool]
 
@@ -51,13 +52,55 @@ _BIAS_WORD = re.compile(r"(^|_)bias(es)?(_|$)")
 _NORM_CLASS = re.compile(r"norm(?!al(?!i[sz]))", re.IGNORECASE)
 
 
+class ParamGroups(list[dict[str, Any]]):
+    """A list of param groups that says what its weights are of, for checkpoints.
+
+    Attributes:
+        source: names the weights, and knows how others would have grouped them.
+    """
+
+    def __init__(self, groups: Iterable[dict[str, Any]], model: nn.Module) -> None:
+        super().__init__(groups)
+        self.source = WeightsOf(model)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return list, (list(self),)
+
+
+class WeightsOf:
+    """What a checkpoint has to know of a model's weights; does not keep the model alive."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = weakref.ref(model)
+
+    def names(self, params: Sequence[Tensor]) -> list[str] | None:
+        """The weights' names in their order, or None where the model does not have one of them."""
+        model = self._model()
+        known = {} if model is None else {id(p): name for name, p in model.named_parameters()}
+        names = [known.get(id(param)) for param in params]
+        return None if None in names else cast(list[str], names)
+
+    def groupings(self) -> list[list[list[Tensor]]]:
+        """The groups of either rule, and all weights in one."""
+        model = self._model()
+        if model is None:
+            return []
+        ways: list[list[list[Tensor]]] = [[[p for p in model.parameters() if p.requires_grad]]]
+        for rule in ("hf_adamp", "transformers"):
+            decisions = list(_decisions(model, rule))
+            ways.append(
+                [[p for _, p, decays in decisions if decays is want] for want in (True, False)]
+            )
+        return ways
+
+
 def get_param_groups(
     model: nn.Module,
     weight_decay: float,
     *,
     rule: str | DecayRule = "hf_adamp",
     scale_invariance: Granularities | None = None,
-) -> list[dict[str, Any]]:
+) -> ParamGroups:
     """Split a model's trainable parameters into a group with weight decay and one without.
 
     A tied parameter appears once, a frozen one not at all, and each group keeps the order of
@@ -89,8 +132,10 @@ def get_param_groups(
             By default the groups say nothing of it.
 
     Returns:
-        One or two groups `{"params": [...], "weight_decay": ...}`, ready for any torch optimizer;
-        with `scale_invariance` one for each of its values, which is the group's `scale_invariant`.
+        A list of one or two groups `{"params": [...], "weight_decay": ...}`, ready for any torch
+        optimizer; with `scale_invariance` one for each of its values, which is the group's
+        `scale_invariant`. AdamP and SGDP learn from it the weights' names and load a checkpoint
+        whose run grouped the same weights in another way.
 
     Raises:
         TypeError: `model` is not a module, `weight_decay` not a number, or a callable rule returns
@@ -119,7 +164,7 @@ def get_param_groups(
             options["scale_invariant"] = invariant
         group = groups.setdefault((decays, invariant), {"params": [], **options})
         group["params"].append(parameter)
-    return list(groups.values())
+    return ParamGroups(groups.values(), model)
 
 
 def decay_parameter_names(model: nn.Module, *, rule: str | DecayRule = "hf_adamp") -> list[str]:

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from .checkpoint_matching import Groupings, match_weights
+from .checkpoint_matching import Source, match_weights, names_of
 from .options import check_options
 
-__all__ = ["adapted_loading"]
+__all__ = ["adapted_loading", "with_names"]
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +28,10 @@ logger = logging.getLogger(__name__)
 _FOREIGN_OPTIONS = ("amsgrad", "decoupled_weight_decay")
 # How another optimizer computed its steps says nothing of how ours can.
 _PATH_OPTIONS = ("foreach", "fused", "capturable", "differentiable")
+
+# Beside `state` and `param_groups`, where torch.optim does not look: a group with names would keep
+# groups without from being added to its optimizer.
+_NAMES = "param_names"
 
 _Aliases = Mapping[str, Sequence[str]]
 _State = dict[Hashable, Any]
@@ -38,7 +42,7 @@ def adapted_loading(
     optimizer: Optimizer,
     aliases: _Aliases,
     *,
-    groupings: Groupings | None = None,
+    source: Source | None = None,
     check: Callable[[int, Mapping[str, Any]], None],
     restore: Callable[[str, Tensor, Tensor, Mapping[str, Any]], Tensor],
 ) -> Iterator[None]:
@@ -50,7 +54,7 @@ def adapted_loading(
     Args:
         optimizer: the optimizer that loads.
         aliases: what a weight's state consists of: for each name, those that it has elsewhere.
-        groupings: other ways in which these weights may have been grouped, see `match_weights`.
+        source: of the optimizer's weights, see `match_weights`.
         check: raises unless the weights of the group of this index suit these options.
         restore: from a moment's name, its value in the checkpoint, its weight and the group, the
             moment as that group keeps it.
@@ -64,7 +68,7 @@ def adapted_loading(
     hooked = bool(optimizer._optimizer_load_state_dict_pre_hooks)
 
     def before(_: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
-        adapted = _adapt(state_dict, optimizer.param_groups, aliases, groupings, hooked=hooked)
+        adapted = _adapt(state_dict, optimizer.param_groups, aliases, source, hooked=hooked)
         for index, group in enumerate(adapted["param_groups"]):
             check(index, group)
             loaded.append((group["params"], adapted["state"]))
@@ -89,11 +93,19 @@ def adapted_loading(
             handle.remove()
 
 
+def with_names(
+    state_dict: dict[str, Any], groups: Sequence[Mapping[str, Any]], source: Source | None
+) -> dict[str, Any]:
+    """A state dict with the names of the weights, where their source knows them."""
+    names = names_of(groups, source) if source is not None else None
+    return state_dict if names is None else {**state_dict, _NAMES: names}
+
+
 def _adapt(
     state_dict: Mapping[str, Any],
     groups: Sequence[Mapping[str, Any]],
     aliases: _Aliases,
-    groupings: Groupings | None,
+    source: Source | None,
     *,
     hooked: bool,
 ) -> dict[str, Any]:
@@ -102,7 +114,14 @@ def _adapt(
     _look_at_foreign_options(saved)
     state = {key: _renamed(value, aliases) for key, value in state_dict["state"].items()}
     shapes = {key: _shape(value, aliases) for key, value in state.items()}
-    matched = match_weights(saved, groups, shapes, groupings=groupings, trust_positions=hooked)
+    matched = match_weights(
+        saved,
+        groups,
+        shapes,
+        saved_names=state_dict.get(_NAMES),
+        source=source,
+        trust_positions=hooked,
+    )
     adapted = [_options(group, now) for group, now in zip(matched, groups, strict=True)]
     is_ours = all("delta" in group for group in saved)
     known: set[Hashable] = set()

@@ -9,18 +9,26 @@ of the state do, as far as the ways are known in which these weights can have be
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-__all__ = ["Groupings", "match_weights", "plain_names"]
+__all__ = ["Source", "match_weights", "names_of"]
 
 logger = logging.getLogger(__name__)
 
-Groupings: TypeAlias = Callable[[], Sequence[Sequence[Sequence[Tensor]]]]
-"""Returns the ways in which weights can have been grouped; a way is a list of groups."""
+
+class Source(Protocol):
+    """What is known of the model that an optimizer's weights are of."""
+
+    def names(self, params: Sequence[Tensor]) -> list[str] | None:
+        """Their names, or None where one of them is unknown."""
+
+    def groupings(self) -> list[list[list[Tensor]]]:
+        """The ways in which these weights can have been grouped; a way is a list of groups."""
+
 
 _Group = Mapping[str, Any]
 _Order = tuple[int, ...]
@@ -38,12 +46,28 @@ _REMEDY = (
 )
 
 
-def plain_names(names: Sequence[str]) -> list[str]:
-    """Weights' names without what wrappers of their model have put into them."""
+def names_of(groups: Sequence[_Group], source: Source | None = None) -> list[str] | None:
+    """The weights' names, by themselves or from their source, where each has one of its own."""
+    names: list[str] = []
+    for group in groups:
+        of_group = group.get("param_names") or []
+        if len(of_group) != len(group["params"]):
+            break
+        names += of_group
+    else:
+        return _plain(names)
+    params = [param for group in groups for param in group["params"]]
+    found = source.names(params) if source is not None else None
+    return None if found is None else _plain(found)
+
+
+def _plain(names: Sequence[str]) -> list[str] | None:
+    """Names without what wrappers of a model have put into them; None where two are the same."""
     for wrapper in _WRAPPERS:
         names = [name.replace(wrapper, "") for name in names]
-    prefix = "module." if all(name.startswith("module.") for name in names) else ""
-    return [name.removeprefix(prefix) for name in names]
+    if all(name.startswith("module.") for name in names):
+        names = [name.removeprefix("module.") for name in names]
+    return list(names) if len(set(names)) == len(names) else None
 
 
 def match_weights(
@@ -51,7 +75,8 @@ def match_weights(
     groups: Sequence[_Group],
     shapes: Mapping[Hashable, torch.Size | None],
     *,
-    groupings: Groupings | None = None,
+    saved_names: Sequence[str] | None = None,
+    source: Source | None = None,
     trust_positions: bool = False,
 ) -> list[dict[str, Any]]:
     """The checkpoint's groups, their weights in the order of the optimizer's groups.
@@ -63,7 +88,8 @@ def match_weights(
         saved: the checkpoint's param groups; `params` holds the keys of its state.
         groups: the optimizer's param groups.
         shapes: for each key the shape of its weight, None or missing where the state hides it.
-        groupings: asked where names do not tell.
+        saved_names: of the checkpoint's weights in their order, where its groups have none.
+        source: of the optimizer's weights.
         trust_positions: whether positions are right where the sizes of the groups are.
 
     Raises:
@@ -73,10 +99,14 @@ def match_weights(
     alike = _sizes(saved) == _sizes(groups)
     if alike and trust_positions:
         return unchanged
-    theirs, ours = _names(saved), _names(groups)
-    if theirs and ours:
+    theirs = names_of(saved)
+    if theirs is None and saved_names and len(saved_names) == sum(_sizes(saved)):
+        theirs = _plain(saved_names)
+    ours = names_of(groups, source)
+    if theirs is not None and ours is not None:
         order = _order_by_name(theirs, ours, saved, groups)
     else:
+        groupings = source.groupings() if source is not None else []
         order = _order_by_grouping(saved, groups, shapes, groupings)
     if alike and order == tuple(range(len(order))):
         return unchanged
@@ -112,7 +142,7 @@ def _order_by_grouping(
     saved: Sequence[_Group],
     groups: Sequence[_Group],
     shapes: Mapping[Hashable, torch.Size | None],
-    groupings: Groupings | None,
+    groupings: Sequence[Sequence[Sequence[Tensor]]],
 ) -> _Order:
     """For each of the optimizer's weights, which of the checkpoint's it can only be."""
     params = [param for group in groups for param in group["params"]]
@@ -130,7 +160,7 @@ def _order_by_grouping(
         if all("delta" in group for group in saved):
             return in_place
         orders[in_place] = None
-    for grouping in groupings() if groupings else ():
+    for grouping in groupings:
         place = {id(param): i for i, param in enumerate(p for group in grouping for p in group)}
         if [len(group) for group in grouping if group] == sizes and place.keys() == set(
             map(id, params)
@@ -193,18 +223,6 @@ def _mismatch(saved: Sequence[_Group], groups: Sequence[_Group]) -> str:
 
 def _sizes(groups: Sequence[_Group]) -> list[int]:
     return [len(group["params"]) for group in groups]
-
-
-def _names(groups: Sequence[_Group]) -> list[str] | None:
-    """The weights' names, where each has one of its own."""
-    names: list[str] = []
-    for group in groups:
-        of_group = group.get("param_names") or []
-        if len(of_group) != len(group["params"]):
-            return None
-        names += of_group
-    names = plain_names(names)
-    return names if len(set(names)) == len(names) else None
 
 
 def _listed(items: Sequence[object]) -> str:

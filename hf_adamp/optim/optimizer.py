@@ -13,7 +13,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from .backends import Flags
 from .bucket import Bucket, working_dtype
-from .checkpoint import adapted_loading
+from .checkpoint import adapted_loading, with_names
 from .distributed import Reducer, flattened_message, local_part, refuse_flattened, shard_number
 from .invariance import ScaleInvariant, check_scale_invariant, count_heads, threshold
 from .low_precision import Precision, as_moment, load_quantizer, step_in_low_precision
@@ -58,8 +58,8 @@ class ProjectedOptimizer(Optimizer):
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
         self._reset_caches()
-        # `get_param_groups` knows how others would have grouped these weights.
-        self._groupings = getattr(params, "groupings", None)
+        # `get_param_groups` knows the weights' names, and how others would have grouped them.
+        self._source = getattr(params, "source", None)
         super().__init__(params, check_options(defaults))
 
     def _reset_caches(self) -> None:
@@ -279,12 +279,14 @@ class ProjectedOptimizer(Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """Return the state in torch.optim's layout.
 
+        With groups of `get_param_groups` there are also the weights' names, under `param_names`.
+
         A step may start from what the one before it found, which changes nothing but the last bit
         of a weight now and then. That is forgotten here, so that training goes on with the same
         bits whether or not it is interrupted.
         """
         self._memory = Memory()
-        return super().state_dict()
+        return with_names(super().state_dict(), self.param_groups, self._source)
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy or a pickle takes along; forgets as `state_dict` does."""
@@ -296,6 +298,7 @@ class ProjectedOptimizer(Optimizer):
         super().__setstate__(state)
         if not hasattr(self, "_memory"):
             self._reset_caches()
+            self._source = None
         for group in (self.defaults, *self.param_groups):
             for option, default in _NEWER_OPTIONS.items():
                 group.setdefault(option, default)
@@ -321,7 +324,7 @@ class ProjectedOptimizer(Optimizer):
         with adapted_loading(
             self,
             self.state_aliases,
-            groupings=getattr(self, "_groupings", None),
+            source=self._source,
             check=self._check_loaded,
             restore=self._restored,
         ):
