@@ -7,15 +7,17 @@ BIN    := $(VENV)/bin
 # packages asked for have changed.
 INPUTS  := pyproject.toml constraints.txt setup.py $(wildcard hf_adamp/optim/backends/csrc/*)
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
-# Renders the music of the audio recipe. Without what it asks for: only its player needs pyaudio,
-# which has to be compiled against a sound library.
-SYNTHESIZER := $(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps tinysoundfont
+# Without what they ask for: of tinysoundfont, which renders the music of the audio recipe, only the
+# player needs pyaudio, which has to be compiled against a sound library; torchattacks, the strong
+# attacks of adversarial training, uses neither the torchvision nor the old requests that it names.
+WITHOUT_DEPENDENCIES := $(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps \
+    tinysoundfont torchattacks
 
 # Two processes share the cores, so each gets one thread. Tests never reach for a hub.
 PYTEST  := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench clean demo-audio demo-transformer-xl paper compare-transformer-xl
+.PHONY: help demo test lint format bench clean demo-adversarial demo-audio demo-transformer-xl paper compare-transformer-xl
 
 help: ## list the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-22s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,6 +60,9 @@ compare-transformer-xl: $(VENV)/.recipes $(VENV)/transfo_xl/.done ## our Transfo
 demo-audio: $(VENV)/.recipes ## AdamP and AdamW on three audio tasks with real sounds (7 min on 2 cores)
 	PATH="$(abspath $(BIN)):$$PATH" bash recipes/audio_classification/launch/demo.sh
 
+demo-adversarial: $(VENV)/.recipes ## five optimizers against an attacker, on silhouettes
+	PATH="$(abspath $(BIN)):$$PATH" bash recipes/adversarial_training/launch/demo.sh
+
 clean: ## remove the virtual environment, runs and caches
 	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -73,12 +78,12 @@ $(VENV)/.demo: $(INPUTS) | $(BIN)/python
 
 $(VENV)/.dev: $(INPUTS) | $(BIN)/python
 	$(INSTALL) '.[dev]'
-	$(SYNTHESIZER)
+	$(WITHOUT_DEPENDENCIES)
 	@touch $@ $(VENV)/.demo
 
 $(VENV)/.recipes: $(INPUTS) | $(BIN)/python
 	$(INSTALL) '.[recipes]'
-	$(SYNTHESIZER)
+	$(WITHOUT_DEPENDENCIES)
 	@touch $@ $(VENV)/.demo
 
 # A release that still had TransfoXL; it needs an old hub client and old tokenizers, and with them
