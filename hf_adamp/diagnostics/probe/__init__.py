@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -82,11 +83,10 @@ def probe(
     batches: list[Any] = (
         dummy_batches(model, gradients, seed) if inputs is None else _batches(inputs)
     )
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     try:
-        with in_float64(model, generator) as copies, torch.enable_grad():
-            subject = Subject(model, copies, batches, generator)
-            found, drawn = examine(subject, names, gradients, delta, generator)
+        with _plain_torch(model), in_float64(model, batches, generator) as sandbox:
+            found, drawn = examine(Subject(sandbox, generator), names, gradients, delta, generator)
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
         if inputs is not None:
             raise
@@ -100,6 +100,19 @@ def probe(
     }
     seconds = time.perf_counter() - started
     return ProbeReport(type(model).__name__, weights, drawn, delta, seconds)
+
+
+@contextmanager
+def _plain_torch(model: nn.Module) -> Iterator[None]:
+    """Switch off what the caller may have switched on around the probe."""
+    with ExitStack() as stack:
+        for device_type in {p.device.type for p in model.parameters()}:
+            stack.enter_context(torch.autocast(device_type, enabled=False))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        # Compiled modules would compile float64 variants, in which `Precise` sees nothing.
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
+        yield
 
 
 def _weights(model: nn.Module) -> list[str]:
@@ -136,7 +149,8 @@ def _module(model: nn.Module, name: str) -> str:
 
 
 def _batches(inputs: Batch | Sequence[Batch]) -> list[Batch]:
-    batches: list[Any] = inputs if isinstance(inputs, list) else [inputs]
+    # A list of our own: during the probe it holds other tensors.
+    batches: list[Any] = list(inputs) if isinstance(inputs, list) else [inputs]
     wrong = [b for b in batches if not isinstance(b, (Mapping, tuple, Tensor))]
     if wrong or not batches:
         raise TypeError(

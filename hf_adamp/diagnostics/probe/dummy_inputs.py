@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_adamp.diagnostics.probe.sandbox import in_float64, same_start
+from hf_adamp.diagnostics.probe.sandbox import in_float64
 
 __all__ = ["dummy_batches"]
 
@@ -41,7 +41,7 @@ def dummy_batches(model: nn.Module, count: int, seed: int) -> list[dict[str, Ten
             f"inputs=None, and {type(model).__name__} is no model of Transformers whose config "
             "tells what it takes; pass inputs=, a batch as your training loop has it."
         )
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     # The smaller the images the faster the probe, but not every model takes another size.
     small = _takes(model, _batch(model, config, generator, _IMAGE))
     device = next(model.parameters()).device
@@ -57,13 +57,10 @@ def _takes(model: nn.Module, batch: dict[str, Tensor]) -> bool:
     if "pixel_values" not in batch:
         return True
     device = next(model.parameters()).device
-    images = {
-        name: tensor.double().to(device) for name, tensor in batch.items() if name == "pixel_values"
-    }
-    rest = {name: tensor.to(device) for name, tensor in batch.items() if name not in images}
-    with in_float64(model, torch.Generator()), same_start(model), torch.no_grad():
+    batches = [{name: tensor.to(device) for name, tensor in batch.items()}]
+    with in_float64(model, batches, torch.Generator("cpu")), torch.no_grad():
         try:
-            model(**images, **rest)
+            model(**batches[0])
         except (ValueError, RuntimeError):
             return False
     return True

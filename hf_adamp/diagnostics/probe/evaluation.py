@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from hf_adamp.diagnostics.probe.sandbox import Precise, same_start
+from hf_adamp.diagnostics.probe.sandbox import Precise, Sandbox
 
 __all__ = ["Batch", "Gradients", "Subject", "relative_change"]
 
@@ -45,35 +45,32 @@ class Subject:
     """A model in float64 with its batches.
 
     Args:
-        model: The model, inside `in_float64`.
-        copies: Its float64 parameters by name.
-        batches: What it is run on.
+        sandbox: Model and batches.
         generator: Source of the random readings.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        copies: dict[str, nn.Parameter],
-        batches: Sequence[Batch],
-        generator: torch.Generator,
-    ) -> None:
-        self._model = model
-        self.copies = copies
+    def __init__(self, sandbox: Sandbox, generator: torch.Generator) -> None:
+        self._sandbox = sandbox
+        self.copies = sandbox.copies
         # |w|² of every row.
-        self.squares = {name: row_squares(copy.detach()) for name, copy in copies.items()}
-        self._batches = [_in_float64(batch) for batch in batches]
+        self.squares = {name: row_squares(copy.detach()) for name, copy in self.copies.items()}
         self._generator = generator
 
-    def outputs(self, *, shrink_eps: bool) -> list[Tensor]:
+    def outputs(
+        self, *, shrink_eps: bool, scaled: Mapping[str, Tensor] | None = None
+    ) -> list[Tensor]:
         """Run the first batch; the result's floating-point tensors.
+
+        Args:
+            shrink_eps: Whether the norms' eps is taken away.
+            scaled: Names of parameters and a factor for each of their rows.
 
         Raises:
             ValueError: There are none, or one is not finite.
         """
         with torch.no_grad():
-            results = _results(self._forward(0, shrink_eps=shrink_eps))
-        name = type(self._model).__name__
+            results = _results(self._forward(0, shrink_eps=shrink_eps, scaled=scaled or {}))
+        name = type(self._sandbox.model).__name__
         if not any(result.numel() for result in results):
             raise ValueError(f"{name} returned no floating-point tensor for inputs.")
         if not all(bool(result.isfinite().all()) for result in results):
@@ -92,24 +89,32 @@ class Subject:
         """Gradients as in training: of the loss where the model returns one, else of readings."""
         gradients = []
         for draw in range(draws):
-            output = self._forward(draw % len(self._batches), shrink_eps=False)
+            output = self._forward(draw % len(self._sandbox.batches), shrink_eps=False)
             loss = output.get("loss") if isinstance(output, Mapping) else None
-            if loss is not None and draw >= len(self._batches):
+            if loss is not None and draw >= len(self._sandbox.batches):
                 break
             gradients.append(self._backward(self._read(_results(output)) if loss is None else loss))
         return gradients
 
-    def _forward(self, index: int, *, shrink_eps: bool) -> Any:
-        batch = self._batches[index]
-        with same_start(self._model), Precise(shrink_eps=shrink_eps):
+    def _forward(
+        self, index: int, *, shrink_eps: bool, scaled: Mapping[str, Tensor] | None = None
+    ) -> Any:
+        self._sandbox.reset()
+        with torch.no_grad():
+            for name, factors in (scaled or {}).items():
+                self.copies[name].view(len(factors), -1).mul_(factors[:, None])
+        model, batch = self._sandbox.model, self._sandbox.batches[index]
+        with Precise(shrink_eps=shrink_eps):
             if isinstance(batch, Mapping):
-                return self._model(**batch)
-            return self._model(*batch) if isinstance(batch, tuple) else self._model(batch)
+                return model(**batch)
+            return model(*batch) if isinstance(batch, tuple) else model(batch)
 
     def _read(self, results: list[Tensor]) -> Tensor:
         total = torch.zeros((), dtype=torch.float64, device=results[0].device)
         for result in results:
-            noise = torch.randn(result.shape, generator=self._generator, dtype=torch.float64)
+            noise = torch.randn(
+                result.shape, generator=self._generator, dtype=torch.float64, device="cpu"
+            )
             total = total + (noise.to(result.device) * result).sum() / _norm(result)
         return total
 
@@ -158,16 +163,6 @@ def _norm(tensor: Tensor) -> Tensor:
 
 def _rows(tensor: Tensor) -> int:
     return tensor.shape[0] if tensor.ndim else 1
-
-
-def _in_float64(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.double() if value.is_floating_point() else value
-    if isinstance(value, Mapping):
-        return {key: _in_float64(item) for key, item in value.items()}
-    if isinstance(value, (tuple, list)) and type(value) in (tuple, list):
-        return type(value)(map(_in_float64, value))
-    return value
 
 
 def _results(output: Any) -> list[Tensor]:

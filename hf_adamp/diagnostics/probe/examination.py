@@ -56,19 +56,20 @@ def examine(
 
 def _views(subject: Subject, names: Sequence[str], gradient: Gradients, delta: float) -> list[int]:
     """What AdamP's own test says of each weight on this gradient."""
-    dot, grad_sq, weight_sq = (
-        torch.cat([part[name].cpu() for name in names]) for part in (*gradient, subject.squares)
-    )
-    steps = torch.zeros_like(dot)
-    layout = Layout.build(
-        [Extent.of(subject.copies[name].shape) for name in names],
-        [delta] * len(names),
-        [_EPS] * len(names),
-        dtype=dot.dtype,
-        device=dot.device,
-    )
-    stats = torch.stack([dot, grad_sq, weight_sq, steps, steps])
-    return choose_views(total(stats, layout), layout).codes.tolist()
+    with torch.device("cpu"):
+        dot, grad_sq, weight_sq = (
+            torch.cat([part[name].cpu() for name in names]) for part in (*gradient, subject.squares)
+        )
+        steps = torch.zeros_like(dot)
+        layout = Layout.build(
+            [Extent.of(subject.copies[name].shape) for name in names],
+            [delta] * len(names),
+            [_EPS] * len(names),
+            dtype=dot.dtype,
+            device=dot.device,
+        )
+        stats = torch.stack([dot, grad_sq, weight_sq, steps, steps])
+        return choose_views(total(stats, layout), layout).codes.tolist()
 
 
 def _cosine(

@@ -8,7 +8,7 @@ every weight at once; the groupings that pass are then scaled, and the output ha
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -122,7 +122,7 @@ def confirm(
         for name, screen in screens.items()
         if screen.effect >= _NOTHING
     }
-    scaled = [(subject.copies[name], n) for name, n in candidates.items() if n is not None]
+    scaled = {name: n for name, n in candidates.items() if n is not None}
     effect = min((screens[name].effect for name, n in candidates.items() if n), default=0.0)
     return _change(subject, scaled, precise, generator, shrink_eps=True) < _LIMIT * effect
 
@@ -154,7 +154,7 @@ def find(
     partial: tuple[int, float] | None = None
     for groups in screen.groupings():
         share = screen.share(groups)
-        scaled = [(subject.copies[name], groups) for name in names]
+        scaled = dict.fromkeys(names, groups)
         if share == 1 and (
             confirmed
             or _change(subject, scaled, precise, generator, shrink_eps=True)
@@ -170,29 +170,21 @@ def find(
 
 def _change(
     subject: Subject,
-    scaled: Sequence[tuple[Tensor, int]],
+    scaled: Mapping[str, int],
     before: list[Tensor],
     generator: torch.Generator,
     *,
     shrink_eps: bool,
 ) -> float:
     """Relative change of the output when each group of each tensor is scaled by 0.5, 1 or 2."""
-    exponents: dict[int, Tensor] = {}
-    for _, groups in scaled:
+    factors: dict[int, Tensor] = {}
+    for groups in scaled.values():
         # Weight and bias share theirs. Neighbours in the cycle differ, so two groups never agree.
-        if groups not in exponents:
-            order = torch.randperm(groups, generator=generator)
-            exponents[groups] = (torch.arange(groups)[order] % 3 - 1).double()
-    _scale(scaled, exponents)
-    try:
-        return relative_change(before, subject.outputs(shrink_eps=shrink_eps))
-    finally:
-        # Powers of two: scaling back restores every bit, and needs no copy.
-        _scale(scaled, {groups: -exponent for groups, exponent in exponents.items()})
-
-
-def _scale(scaled: Sequence[tuple[Tensor, int]], exponents: dict[int, Tensor]) -> None:
-    with torch.no_grad():
-        for tensor, groups in scaled:
-            factors = torch.exp2(exponents[groups]).to(tensor.device)
-            tensor.reshape(groups, -1).mul_(factors[:, None])
+        if groups not in factors:
+            order = torch.randperm(groups, generator=generator, device="cpu")
+            exponents = torch.arange(groups, device="cpu")[order] % 3 - 1
+            factors[groups] = torch.exp2(exponents.double())
+    rows = {
+        name: factors[groups].to(subject.copies[name].device) for name, groups in scaled.items()
+    }
+    return relative_change(before, subject.outputs(shrink_eps=shrink_eps, scaled=rows))

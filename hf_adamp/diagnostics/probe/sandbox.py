@@ -6,18 +6,20 @@ makes and the rounding that follows it look alike; in float64 they are eight dig
 
 from __future__ import annotations
 
-import copy
 import random
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["Precise", "in_float64", "same_start"]
+from hf_adamp.diagnostics.probe.state import State, cached_functions
+
+__all__ = ["Precise", "Sandbox", "in_float64"]
 
 # Every norm's eps lies below, and nothing else that a model adds as a plain number of this size
 # is meant to change what it computes.
@@ -28,7 +30,6 @@ _ADDITIONS = {"add", "add_"}
 _LOWER = {torch.float32, torch.bfloat16, torch.float16}
 _CASTS = {"float", "half", "bfloat16"}
 _GROUPED = {"grouped_mm", "_grouped_mm"}
-_TORCH_ATTRIBUTES = set(nn.Module().__dict__)
 
 
 class Precise(TorchFunctionMode):
@@ -81,9 +82,63 @@ def _shrunk(value: Any) -> Any:
     return _widened(value)
 
 
+class Sandbox:
+    """A model and its batches in float64, for as long as `in_float64` lasts.
+
+    Attributes:
+        model: The model; its parameters and buffers are copies.
+        copies: Its parameters by the names of `named_parameters()`, without the repetitions of
+            tied ones.
+        batches: What it is run on, in float64.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: list[Any],
+        copies: dict[str, nn.Parameter],
+        doubles: _Doubles,
+    ) -> None:
+        self.model = model
+        self.batches = batches
+        self.copies = copies
+        self._doubles = doubles
+        self._state = State(model, batches)
+        modules = [item for item in self._state.objects if isinstance(item, nn.Module)]
+        self._caches = cached_functions(modules)
+        self._devices = {tensor.device for tensor in doubles.copies if tensor.device.type == "cuda"}
+        self.reset()
+
+    def reset(self) -> None:
+        """Let a forward pass begin as every other did: same noise, and nothing kept from the last.
+
+        In evaluation some modules keep what they computed from a weight (LeViT its attention
+        biases); others write into a weight (`nn.Embedding(max_norm=…)`).
+        """
+        self._state.restore()
+        self._doubles.restore()
+        for function in self._caches:
+            function.cache_clear()
+        # Not torch.manual_seed: it also seeds a GPU that is used for the first time after the
+        # probe, which nothing could undo.
+        torch.default_generator.manual_seed(0)
+        for device in self._devices:
+            torch.cuda.default_generators[device.index or 0].manual_seed(0)
+        random.seed(0)
+        if "numpy" in sys.modules:
+            sys.modules["numpy"].random.seed(0)
+
+    def close(self) -> None:
+        """Forget what functions remember of the copies."""
+        for function in self._caches:
+            function.cache_clear()
+
+
 @contextmanager
-def in_float64(model: nn.Module, generator: torch.Generator) -> Iterator[dict[str, nn.Parameter]]:
-    """Put float64 copies in the place of parameters and buffers, and training's normalization on.
+def in_float64(
+    model: nn.Module, batches: list[Any], generator: torch.Generator
+) -> Iterator[Sandbox]:
+    """Put float64 copies in the place of all tensors, and training's normalization on.
 
     A parameter whose elements are all the same is as its author initialised it: a bias of 0, a gain
     of 1. Training will move it, so its copy is moved at random; otherwise a bias of 0 would make
@@ -91,69 +146,119 @@ def in_float64(model: nn.Module, generator: torch.Generator) -> Iterator[dict[st
 
     Everything runs as in evaluation except normalization by running statistics, which training
     takes from the batch. A module in evaluation inside a model in training was put there on
-    purpose, and stays.
+    purpose, and stays. Caches of keys and values, which training does not use, are off.
 
-    Yields:
-        The copies by the names of `named_parameters()`, without the repetitions of tied ones.
+    Afterwards the model and the batches are as they were found: everything that can be reached from
+    them holds what it held, and no original tensor was written to.
     """
-    kept = [(m, dict(m.__dict__), dict(m._parameters), dict(m._buffers)) for m in model.modules()]
+    found = State(model, batches)
     default = torch.get_default_dtype()
-    was_training = model.training
+    doubles = _Doubles(generator)
+    # Not the tensors that the model keeps elsewhere: those are copied as they are.
+    parameters = {id(p) for p in model.parameters()}
+    modules = [item for item in found.objects if isinstance(item, nn.Module)]
+    sandbox = None
     with _kept_noise({p.device for p in model.parameters() if p.device.type == "cuda"}):
         try:
-            copies = _swap(model, generator)
-            training = {
-                id(m): _uses_batch(m) and (m.training or not was_training) for m in model.modules()
+            copies = {
+                name: doubles.parameter(p)
+                for name, p in model.named_parameters()
+                if p.is_floating_point()
             }
-            # Some modules drop here what they keep for evaluation.
-            model.train()
-            for module in model.modules():
-                module.training = training[id(module)]
+            found.exchange(lambda tensor: doubles.of(tensor, fixed=id(tensor) in parameters))
+            _as_in_training(model)
+            for module in modules:
+                config: Any = getattr(module, "config", None)
+                if hasattr(config, "use_cache"):
+                    config.use_cache = False
             # Tensors that the forward pass makes from plain numbers.
             torch.set_default_dtype(torch.float64)
-            yield copies
+            sandbox = Sandbox(model, batches, copies, doubles)
+            yield sandbox
         finally:
             torch.set_default_dtype(default)
-            for module, attributes, parameters, buffers in kept:
-                module.__dict__.clear()
-                module.__dict__.update(attributes)
-                module._buffers.clear()
-                module._buffers.update(buffers)
-                for name, parameter in parameters.items():
-                    # Not through the dictionary: nn.LSTM keeps a second list of its weights.
-                    setattr(module, name, parameter)
+            found.restore()
+            if sandbox is not None:
+                sandbox.close()
 
 
-def _swap(model: nn.Module, generator: torch.Generator) -> dict[str, nn.Parameter]:
-    copies = {
-        id(p): nn.Parameter(_copy(p, generator), requires_grad=True)
-        for p in model.parameters()
-        if p.is_floating_point()
+def _as_in_training(model: nn.Module) -> None:
+    training = {
+        id(m): _uses_batch(m) and (m.training or not model.training) for m in model.modules()
     }
-    named = {name: copies[id(p)] for name, p in model.named_parameters() if id(p) in copies}
+    # Some modules drop here what they keep for evaluation.
+    model.train()
     for module in model.modules():
-        for name, parameter in list(module._parameters.items()):
-            if parameter is not None and id(parameter) in copies:
-                setattr(module, name, copies[id(parameter)])
-        tensors = [(module._buffers, *item) for item in module._buffers.items()]
-        # weight_norm as a hook and some models keep plain tensors beside the buffers.
-        tensors += [(module.__dict__, *item) for item in module.__dict__.items()]
-        for holder, name, tensor in tensors:
-            if isinstance(tensor, Tensor):
-                dtype = torch.float64 if tensor.is_floating_point() else tensor.dtype
-                holder[name] = tensor.detach().to(dtype, copy=True)
-    return named
+        module.training = training[id(module)]
 
 
-def _copy(parameter: Tensor, generator: torch.Generator) -> Tensor:
-    values = parameter.detach().to(torch.float64, copy=True).contiguous()
-    if values.numel() < 2 or bool((values != values.flatten()[0]).any()):
-        return values
-    noise = torch.randn(values.shape, generator=generator, dtype=torch.float64).to(values.device)
+@dataclass
+class _Double:
+    """A float64 copy, what it is a copy of, and the version of it that is equal to that."""
+
+    copy: Tensor
+    source: Tensor
+    version: int
+
+
+class _Doubles:
+    """Copies of tensors in float64; of integers and the like, copies as they are."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        self._generator = generator
+        self._found: dict[int, _Double] = {}
+
+    @property
+    def copies(self) -> list[Tensor]:
+        """All copies."""
+        return [double.copy for double in self._found.values()]
+
+    def parameter(self, original: nn.Parameter) -> nn.Parameter:
+        """The copy of a parameter, moved if it is constant."""
+        if id(original) not in self._found:
+            values = _copy(original, self._generator)
+            moved = values is not None
+            if values is None:
+                values = original.detach().to(torch.float64, copy=True).contiguous()
+            copy = nn.Parameter(values, requires_grad=True)
+            # Marks that an author put on the parameter.
+            copy.__dict__.update(original.__dict__)
+            source = values.clone() if moved else original.detach()
+            self._found[id(original)] = _Double(copy, source, copy._version)
+        return self._found[id(original)].copy  # type: ignore[return-value]
+
+    def of(self, original: Tensor, *, fixed: bool) -> Tensor:
+        """The copy of a tensor; the tensor itself where it is `fixed` and has none yet."""
+        if id(original) not in self._found:
+            if fixed or original.is_meta:
+                return original
+            dtype = torch.float64 if original.is_floating_point() else original.dtype
+            copy = original.detach().to(dtype, copy=True)
+            if isinstance(original, nn.Parameter):
+                copy = nn.Parameter(copy, requires_grad=False)
+            self._found[id(original)] = _Double(copy, original.detach(), copy._version)
+        return self._found[id(original)].copy
+
+    def restore(self) -> None:
+        """Write the sources into the copies that were written to."""
+        with torch.no_grad():
+            for double in self._found.values():
+                if double.copy._version != double.version:
+                    double.copy.copy_(double.source)
+                    double.version = double.copy._version
+
+
+def _copy(parameter: Tensor, generator: torch.Generator) -> Tensor | None:
+    """A constant parameter in float64, moved at random; None for one that is not constant."""
+    first = parameter.detach().flatten()[:1]
+    if parameter.numel() < 2 or bool((parameter.detach() != first).any()):
+        return None
+    shape, device = parameter.shape, parameter.device
+    noise = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu").to(device)
     # A gain of 1e-6, as on residual branches, is an initial value as well.
-    if abs(float(values.flatten()[0])) < _LARGEST_EPS:
-        return noise * (0.1 if values.ndim < 2 else 0.02)
-    return values * (1 + 0.1 * noise)
+    if abs(float(first)) < _LARGEST_EPS:
+        return noise * (0.1 if parameter.ndim < 2 else 0.02)
+    return float(first) * (1 + 0.1 * noise)
 
 
 def _uses_batch(module: nn.Module) -> bool:
@@ -175,26 +280,3 @@ def _kept_noise(devices: set[torch.device]) -> Iterator[None]:
             random.setstate(python_state)
             if numpy:
                 numpy.random.set_state(numpy_state)
-
-
-@contextmanager
-def same_start(model: nn.Module) -> Iterator[None]:
-    """Let a forward pass begin as every other did: same noise, and nothing kept from the last.
-
-    In evaluation some modules keep what they computed from a weight (LeViT its attention biases).
-    """
-    torch.manual_seed(0)
-    random.seed(0)
-    if "numpy" in sys.modules:
-        sys.modules["numpy"].random.seed(0)
-    kept = [(module, dict(module.__dict__)) for module in model.modules()]
-    for module, attributes in kept:
-        for name, value in attributes.items():
-            if name not in _TORCH_ATTRIBUTES and type(value) in (dict, list, set):
-                module.__dict__[name] = copy.copy(value)
-    try:
-        yield
-    finally:
-        for module, attributes in kept:
-            module.__dict__.clear()
-            module.__dict__.update(attributes)
