@@ -17,7 +17,7 @@ WITHOUT_DEPENDENCIES := $(BIN)/python -m pip install --quiet --constraint constr
 PYTEST  := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench clean demo-adversarial demo-audio demo-transformer-xl paper compare-transformer-xl
+.PHONY: help demo test lint format bench clean demo-adversarial demo-audio demo-rebias demo-transformer-xl paper compare-transformer-xl
 
 help: ## list the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-22s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -62,6 +62,9 @@ demo-audio: $(VENV)/.recipes ## AdamP and AdamW on three audio tasks with real s
 
 demo-adversarial: $(VENV)/.recipes ## five optimizers against an attacker, on silhouettes
 	PATH="$(abspath $(BIN)):$$PATH" bash recipes/adversarial_training/launch/demo.sh
+
+demo-rebias: $(VENV)/.recipes ## Adam, AdamW and AdamP in ReBias's two-player game, on biased digits
+	PATH="$(abspath $(BIN)):$$PATH" bash recipes/rebias/launch/demo.sh
 
 clean: ## remove the virtual environment, runs and caches
 	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
