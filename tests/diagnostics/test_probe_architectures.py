@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hf_adamp import probe
-from hf_adamp.diagnostics.probe import invariance
+from hf_adamp.diagnostics.probe import scaling
 from tests.tables.decay_rules import ARCHITECTURES, GATED, build
 
 OPTIONS = {name: (model_type, options) for name, model_type, options in ARCHITECTURES}
@@ -97,7 +97,7 @@ def test_answers_do_not_hang_on_the_limit(name, limit, monkeypatch):
     model = build(*OPTIONS[name])
     inputs = inputs_for(name, model)
     expected = probe(model, inputs, gradients=1).granularities
-    monkeypatch.setattr(invariance, "_LIMIT", limit)
+    monkeypatch.setattr(scaling, "_LIMIT", limit)
     assert probe(model, inputs, gradients=1).granularities == expected
 
 

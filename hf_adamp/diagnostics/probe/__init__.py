@@ -21,8 +21,9 @@ from torch.nn.parameter import is_lazy
 from hf_adamp.diagnostics.probe.dummy_inputs import dummy_batches
 from hf_adamp.diagnostics.probe.evaluation import Batch, Subject
 from hf_adamp.diagnostics.probe.examination import examine
-from hf_adamp.diagnostics.probe.report import Granularity, ProbeReport, WeightReport
+from hf_adamp.diagnostics.probe.probe_report import ProbeReport
 from hf_adamp.diagnostics.probe.sandbox import in_float64
+from hf_adamp.diagnostics.probe.weights import Granularity, WeightReport
 from hf_adamp.optim.projection import has_rows
 
 __all__ = ["Granularity", "ProbeReport", "WeightReport", "probe"]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hf_adamp.diagnostics.probe.evaluation import Gradients, Subject
-from hf_adamp.diagnostics.probe.invariance import Finding, Screen, confirm, find
+from hf_adamp.diagnostics.probe.scaling import Finding, Screen, confirm, find
 from hf_adamp.optim.projection import Extent, Layout, View, choose_views, total
 
 __all__ = ["examine"]

@@ -1,13 +1,13 @@
-"""A probe's report as a picture: what is invariant, how exactly, and what the test sees."""
+"""Weights in a picture: what is invariant, how exactly, and what AdamP's test sees of it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_adamp.diagnostics.plots import COLOURS, load_matplotlib
-from hf_adamp.diagnostics.probe.report import ProbeReport
-from hf_adamp.diagnostics.probe.table import Family, families
+from hf_adamp.diagnostics.probe.weights import Family, WeightReport, families
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,10 +31,10 @@ def kind(granularity: Any) -> str:
     return granularity if isinstance(granularity, str) else str(granularity[0])
 
 
-def draw(report: ProbeReport, output: Path) -> Path:
-    """Draw the report into a file; see `ProbeReport.plot`."""
+def draw(weights: Iterable[WeightReport], title: str, gradients: int, output: Path) -> Path:
+    """Draw weights into a file; see `ProbeReport.plot`."""
     figure_class, canvas_class = load_matplotlib()
-    rows = [family for family in families(report) if family.first.effect > 0]
+    rows = [family for family in families(weights) if family.first.effect > 0]
     height = 1.6 + 0.27 * len(rows)
     figure = figure_class(figsize=(12, height), dpi=150, layout="constrained")
     canvas_class(figure)
@@ -52,11 +52,11 @@ def draw(report: ProbeReport, output: Path) -> Path:
         values = [max(member.cosine or 0.0, _FLOOR) for member in family.members]
         cosine.plot(values, [place] * len(values), "o", color=colour, markersize=4)
     cosine.set(xscale="log", xlim=(_FLOOR, 1.5), xlabel="|g·w| / (|g||w|)", title="Exactness")
-    _draw_test(test, rows, report)
+    _draw_test(test, rows, gradients)
     for axis in (size, cosine, test):
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(axis="x", alpha=0.25, linewidth=0.6)
-    figure.suptitle(f"{report.model}: {report.summary}", fontsize=11, wrap=True)
+    figure.suptitle(title, fontsize=11, wrap=True)
     output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(output)
     return output
@@ -67,7 +67,7 @@ def figure_patch(axis: Axes, name: str, colour: str) -> Any:
     return axis.barh([0], [0], color=colour, label=name)
 
 
-def _draw_test(axis: Axes, rows: list[Family], report: ProbeReport) -> None:
+def _draw_test(axis: Axes, rows: list[Family], gradients: int) -> None:
     places = range(len(rows))
     channel = [100 * family.mean(lambda w: w.channel) for family in rows]
     layer = [100 * family.mean(lambda w: w.layer) for family in rows]
@@ -75,7 +75,7 @@ def _draw_test(axis: Axes, rows: list[Family], report: ProbeReport) -> None:
     axis.barh(places, layer, left=channel, color=KINDS["tensor"], label="tensor")
     axis.set(
         xlim=(0, 100),
-        xlabel=f"% of {report.gradients} gradients",
+        xlabel=f"% of {gradients} gradients",
         title="What AdamP's test projects",
     )
     axis.legend(frameon=False, fontsize=8)

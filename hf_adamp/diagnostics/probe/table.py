@@ -1,21 +1,19 @@
-"""A probe's report in words: a table with one line for weights that are alike, and a sentence."""
+"""Weights in words: a table with one line for those that are alike, and a sentence about all."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 
-from hf_adamp.diagnostics.probe.report import (
+from hf_adamp.diagnostics.probe.weights import (
+    Family,
     Granularity,
-    ProbeReport,
     WeightReport,
+    families,
     granularity_of,
 )
 
-__all__ = ["Family", "families", "summary", "text", "word"]
+__all__ = ["legend", "summary", "table"]
 
-_NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 _HEADINGS = ("weight", "count", "module", "invariant", "change", "effect", "cosine", "AdamP's test")
 _LEGEND = """\
 invariant  the parts that can each be scaled without changing the output: rows, equal groups of
@@ -25,56 +23,14 @@ effect     of a random change as large as the weight, to compare with
 cosine     |g·w| / (|g||w|), the largest over parts and gradients"""
 
 
-@dataclass(frozen=True)
-class Family:
-    """Weights that differ by the numbers in their names only, and came out alike."""
-
-    pattern: str
-    members: tuple[WeightReport, ...]
-
-    @property
-    def first(self) -> WeightReport:
-        """The member whose class and granularity all share."""
-        return self.members[0]
-
-    @property
-    def numel(self) -> int:
-        """Elements of all members."""
-        return sum(member.numel for member in self.members)
-
-    def mean(self, value: Callable[[WeightReport], float]) -> float:
-        """The mean of a number over the members."""
-        return sum(map(value, self.members)) / len(self.members)
+def table(weights: Iterable[WeightReport]) -> str:
+    """One line for each family of weights."""
+    return _aligned([_HEADINGS, *(_cells(family) for family in families(weights))])
 
 
-def families(report: ProbeReport) -> list[Family]:
-    """Gather the weights into families, in the order of their first members."""
-    found: dict[tuple[object, ...], list[WeightReport]] = {}
-    for name, weight in report.weights.items():
-        pattern = _NUMBER.sub("*", name)
-        kind = (pattern, weight.module, weight.granularity, weight.with_bias, weight.effect == 0)
-        found.setdefault(kind, []).append(weight)
-    return [
-        Family(members[0].name if len(members) == 1 else str(kind[0]), tuple(members))
-        for kind, members in found.items()
-    ]
-
-
-def word(granularity: Granularity) -> str:
-    """A granularity as the table has it."""
-    if granularity is None:
-        return "–"
-    return granularity if isinstance(granularity, str) else f"{granularity[0]} ({granularity[1]})"
-
-
-def text(report: ProbeReport) -> str:
-    """The report as `print` shows it."""
-    lines = [_HEADINGS, *(_cells(family) for family in families(report))]
-    count = f"{report.gradients} gradients, delta {report.delta:g}"
-    parts = [f"{report.model}: {report.summary}", _aligned(lines)]
-    parts.append(f"{_LEGEND}\nAdamP's test: over {count}; probed in {report.seconds:.1f} s")
-    parts.extend(report.notes)
-    return "\n\n".join(parts)
+def legend() -> str:
+    """What the columns of the table say."""
+    return _LEGEND
 
 
 def _cells(family: Family) -> tuple[str, ...]:
@@ -88,14 +44,20 @@ def _cells(family: Family) -> tuple[str, ...]:
     return (family.pattern, count, first.module, _verdict(first), *numbers, _test(family))
 
 
+def _word(granularity: Granularity) -> str:
+    if granularity is None:
+        return "–"
+    return granularity if isinstance(granularity, str) else f"{granularity[0]} ({granularity[1]})"
+
+
 def _verdict(weight: WeightReport) -> str:
     if weight.with_bias is not None:
         joint = granularity_of(weight.with_bias, weight.shape[0])
-        return f"{word(weight.granularity)}; {word(joint)} +bias"
+        return f"{_word(weight.granularity)}; {_word(joint)} +bias"
     if weight.partial is not None:
         groups, share = weight.partial
         return f"– ({share:.0%} of {groups} groups)"
-    return word(weight.granularity)
+    return _word(weight.granularity)
 
 
 def _test(family: Family) -> str:
@@ -116,13 +78,13 @@ def _aligned(lines: Sequence[Sequence[str]]) -> str:
     )
 
 
-def summary(report: ProbeReport) -> str:
+def summary(weights: Iterable[WeightReport]) -> str:
     """Say in one sentence whether AdamP is worth trying.
 
     Below a tenth of the elements little can come of it. AdamP by itself needs its test to find
     the weights; where it mostly does not, they have to be declared.
     """
-    alive = [w for w in report.weights.values() if w.effect > 0]
+    alive = [w for w in weights if w.effect > 0]
     invariant = [w for w in alive if w.groups is not None]
     share = _numel(invariant) / max(_numel(alive), 1)
     fact = f"{len(invariant)} of {len(alive)} weights ({share:.0%} of their elements)"

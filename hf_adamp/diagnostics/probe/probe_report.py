@@ -1,0 +1,111 @@
+"""The result of a probe: an entry for each weight, to print, to save, and to group weights by."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from hf_adamp.diagnostics.probe.picture import draw
+from hf_adamp.diagnostics.probe.table import legend, summary, table
+from hf_adamp.diagnostics.probe.weights import Granularity, WeightReport
+
+__all__ = ["ProbeReport"]
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class ProbeReport:
+    """The result of `probe`; print it for a table, or hand it on.
+
+    Attributes:
+        model: The class of the model.
+        weights: An entry for each weight, by name, in the model's order.
+        gradients: Number of gradients behind `cosine`, `channel` and `layer`.
+        delta: AdamP's delta in its test.
+        seconds: What the probe took.
+        notes: What was left out or made up, a sentence each.
+    """
+
+    model: str
+    weights: Mapping[str, WeightReport]
+    gradients: int
+    delta: float
+    seconds: float
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def granularities(self) -> dict[str, Granularity]:
+        """For each weight None, "row", "tensor" or ("head", n): n equal groups of rows."""
+        return {name: weight.granularity for name, weight in self.weights.items()}
+
+    @property
+    def summary(self) -> str:
+        """One sentence: whether AdamP is worth trying on this model."""
+        return summary(self.weights.values())
+
+    def __str__(self) -> str:
+        drawn = f"{self.gradients} gradients, delta {self.delta:g}"
+        test = f"AdamP's test: over {drawn}; probed in {self.seconds:.1f} s"
+        parts = [f"{self.model}: {self.summary}", table(self.weights.values())]
+        return "\n\n".join([*parts, f"{legend()}\n{test}", *self.notes])
+
+    def plot(self, output: str | Path) -> Path:
+        """Draw which part of the model is invariant, and at which granularity.
+
+        Args:
+            output: The picture to write; its ending chooses the format (`.png`, `.pdf`, `.svg`).
+
+        Returns:
+            The path of the picture.
+
+        Raises:
+            ModuleNotFoundError: matplotlib is not installed.
+        """
+        title = f"{self.model}: {self.summary}"
+        return draw(self.weights.values(), title, self.gradients, Path(output))
+
+    def to_json(self, *, indent: int | None = 2) -> str:
+        """Return the report as JSON; `from_json` reads it back."""
+        content = asdict(self) | {
+            "format": _FORMAT,
+            "weights": [
+                asdict(weight) | {"granularity": weight.granularity}
+                for weight in self.weights.values()
+            ],
+        }
+        return json.dumps(content, indent=indent)
+
+    @classmethod
+    def from_json(cls, text: str) -> ProbeReport:
+        """Read a report that `to_json` wrote.
+
+        Raises:
+            ValueError: The text is not such a report.
+        """
+        try:
+            content = json.loads(text)
+            version = content.pop("format")
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise ValueError(
+                "The text is not a probe's report; write one with ProbeReport.to_json or "
+                "`python -m hf_adamp inspect MODEL --json`."
+            ) from error
+        if version != _FORMAT:
+            raise ValueError(
+                f"The report has format {version!r}, this version reads {_FORMAT}; probe again."
+            )
+        weights = [_weight(entry) for entry in content.pop("weights")]
+        content["notes"] = tuple(content["notes"])
+        return cls(weights={weight.name: weight for weight in weights}, **content)
+
+
+def _weight(entry: dict[str, Any]) -> WeightReport:
+    names = {f.name for f in fields(WeightReport)}
+    values: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in entry.items() if k in names
+    }
+    return WeightReport(**values)
