@@ -9,15 +9,16 @@ INPUTS  := pyproject.toml constraints.txt setup.py $(wildcard hf_adamp/optim/bac
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
 # Without what they ask for: of tinysoundfont, which renders the music of the audio recipe, only the
 # player needs pyaudio, which has to be compiled against a sound library; torchattacks, the strong
-# attacks of adversarial training, uses neither the torchvision nor the old requests that it names.
+# attacks of adversarial training, uses neither the torchvision nor the old requests that it names;
+# arcade is there for its sprites, not for the old Pillow that it names.
 WITHOUT_DEPENDENCIES := $(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps \
-    tinysoundfont torchattacks
+    tinysoundfont torchattacks arcade
 
 # Two processes share the cores, so each gets one thread. Tests never reach for a hub.
 PYTEST  := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench clean demo-adversarial demo-audio demo-rebias demo-transformer-xl paper compare-transformer-xl
+.PHONY: help demo test lint format bench clean demo-adversarial demo-audio demo-detection demo-rebias demo-transformer-xl paper compare-transformer-xl
 
 help: ## list the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-22s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -62,6 +63,9 @@ demo-audio: $(VENV)/.recipes ## AdamP and AdamW on three audio tasks with real s
 
 demo-adversarial: $(VENV)/.recipes ## five optimizers against an attacker, on silhouettes
 	PATH="$(abspath $(BIN)):$$PATH" bash recipes/adversarial_training/launch/demo.sh
+
+demo-detection: $(VENV)/.recipes ## AdamW and AdamP with CenterNet on scenes of sprites; COCO's AP
+	PATH="$(abspath $(BIN)):$$PATH" bash recipes/object_detection/launch/demo.sh
 
 demo-rebias: $(VENV)/.recipes ## Adam, AdamW and AdamP in ReBias's two-player game, on biased digits
 	PATH="$(abspath $(BIN)):$$PATH" bash recipes/rebias/launch/demo.sh
