@@ -12,11 +12,12 @@ from pathlib import Path
 
 from hf_adamp.diagnostics.plots import plot_runs
 from recipes.common.arms import ARMS
-from recipes.common.paired import PairedRow, paired_table, select
+from recipes.common.paired import PairedRow, paired_table
 from recipes.common.results import Result, ResultsFile
 from recipes.common.tables import format_cell, format_table
+from recipes.common.two_stages import final_runs, search_table
 
-from .demo import CHOSEN_BY, CONVOLUTIONS, DEMO_ARMS, RATES, chosen_rate, folder
+from .demo import CHOSEN_BY, CONVOLUTIONS, DEMO_ARMS, RATES, folder
 from .pictures import draw_detections
 
 # Large objects do not occur in scenes of 96 pixels.
@@ -27,11 +28,6 @@ AP = {
     "test_ap_small": "AP, small",
     "test_ap_medium": "AP, medium",
 }
-
-
-def final_runs(results: Sequence[Result], arm: str) -> list[Result]:
-    """Return an arm's reported runs."""
-    return select(results, arm, {"stage": "final"})
 
 
 def differences(results: Sequence[Result]) -> str:
@@ -68,19 +64,6 @@ def training_table(results: Sequence[Result]) -> str:
     return format_table([*titles, "projected", "seconds"], rows)
 
 
-def search_table(results: Sequence[Result]) -> str:
-    """Return the validation AP that the rates were chosen by."""
-    rows = []
-    for arm in DEMO_ARMS:
-        cells = []
-        for rate in RATES:
-            runs = select(results, arm, {"stage": "search", "lr": rate})
-            cell = format_cell([100 * run.measures[CHOSEN_BY] for run in runs], 1)
-            cells.append(f"**{cell}**" if rate == chosen_rate(results, arm) else cell)
-        rows.append([ARMS[arm], *cells])
-    return format_table(["validation AP, %", *(f"rate {rate:g}" for rate in RATES)], rows)
-
-
 def main() -> None:
     """Print the tables, and draw."""
     root = Path(sys.argv[1])
@@ -89,7 +72,8 @@ def main() -> None:
         sys.exit(
             f"{root} holds no finished run; run recipes/object_detection/launch/demo.sh first."
         )
-    print(f"\n{search_table(results)}\n\n{differences(results)}\n\n{training_table(results)}")
+    searched = search_table(results, DEMO_ARMS, RATES, CHOSEN_BY, "validation AP, %")
+    print(f"\n{searched}\n\n{differences(results)}\n\n{training_table(results)}")
     runs = {arm: final_runs(results, arm) for arm in DEMO_ARMS}
     logs = {
         ARMS[arm]: [folder(root, run) / "projection.jsonl" for run in seeds]

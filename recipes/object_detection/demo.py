@@ -9,7 +9,6 @@ results.jsonl already is not repeated. `--part 0 --of 2` and `--part 1 --of 2` s
 between two processes.
 """
 
-import argparse
 import dataclasses
 import itertools
 import statistics
@@ -20,13 +19,13 @@ from pathlib import Path
 from hf_adamp.diagnostics.plots import read_run
 from recipes.common.arguments import parse
 from recipes.common.matched_trainer import MatchedArguments
-from recipes.common.paired import choose
-from recipes.common.results import Result, ResultsFile
+from recipes.common.results import Result
+from recipes.common.two_stages import chosen_rate, run_stages
 from recipes.common.weight_growth import measure_growth
 
 from .train import DataArguments, ModelArguments, run
 
-__all__ = ["CONVOLUTIONS", "DEMO_ARMS", "chosen_rate", "final_jobs", "folder", "search_jobs"]
+__all__ = ["CONVOLUTIONS", "DEMO_ARMS", "RATES", "final_jobs", "folder", "search_jobs"]
 
 CONFIG = Path(__file__).parent / "configs" / "demo.yaml"
 DEMO_ARMS = ("adamw_torch", "adamp")
@@ -43,16 +42,10 @@ def search_jobs() -> Iterator[Result]:
         yield Result(arm, {"lr": rate, "stage": "search"}, seed)
 
 
-def chosen_rate(results: Sequence[Result], arm: str) -> float:
-    """Return the learning rate with the best AP on the validation scenes."""
-    rate: float = choose(results, arm, CHOSEN_BY, among={"stage": "search"})["lr"]
-    return rate
-
-
 def final_jobs(results: Sequence[Result]) -> Iterator[Result]:
     """Yield the runs that are reported, seed by seed."""
     for seed, arm in itertools.product(SEEDS, DEMO_ARMS):
-        yield Result(arm, {"lr": chosen_rate(results, arm), "stage": "final"}, seed)
+        yield Result(arm, {"lr": chosen_rate(results, arm, CHOSEN_BY), "stage": "final"}, seed)
 
 
 def folder(root: Path, job: Result) -> Path:
@@ -81,18 +74,12 @@ def measure(root: Path, job: Result) -> Result:
 
 def main() -> None:
     """Do what is left of a stage."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("root", type=Path)
-    parser.add_argument("--stage", choices=("search", "final"), required=True)
-    parser.add_argument("--part", type=int, default=0)
-    parser.add_argument("--of", type=int, default=1)
-    args = parser.parse_args()
-    file = ResultsFile(args.root / "results.jsonl")
-    jobs = list(search_jobs() if args.stage == "search" else final_jobs(file.read()))
-    mine = file.missing(jobs[args.part :: args.of])
-    for number, job in enumerate(mine, 1):
-        print(f"== {args.stage} {number} of {len(mine)}: {folder(args.root, job).name}", flush=True)
-        file.add(measure(args.root, job))
+    run_stages(
+        "CenterNet in small, on rendered scenes.",
+        search_jobs=search_jobs,
+        final_jobs=final_jobs,
+        measure=measure,
+    )
 
 
 if __name__ == "__main__":

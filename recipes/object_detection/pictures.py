@@ -59,7 +59,7 @@ def _draw(
     """Draw an image and its boxes, each with its class and, if there is one, its score."""
     names = load("scenes", None, scene_size=image.width).names
     axis.imshow(image)
-    axis.set(xticks=[], yticks=[])
+    axis.set(xticks=[], yticks=[], xlim=(0, image.width), ylim=(image.height, 0))
     for number, (box, label) in enumerate(zip(boxes, classes, strict=True)):
         left, top, right, bottom = box
         colour = COLOURS[int(label) % len(COLOURS)]

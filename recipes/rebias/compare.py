@@ -14,19 +14,15 @@ from typing import Any
 
 from hf_adamp.diagnostics.plots import COLOURS, load_matplotlib
 from recipes.common.arms import ARMS
-from recipes.common.paired import PairedRow, paired_table, select
+from recipes.common.paired import PairedRow, paired_table
 from recipes.common.results import Result, ResultsFile
 from recipes.common.tables import format_cell, format_table
+from recipes.common.two_stages import final_runs, search_table
 
-from .demo import CHOSEN_BY, DEMO_ARMS, RATES, RHOS, chosen_rate, folder
+from .demo import CHOSEN_BY, DEMO_ARMS, RATES, RHOS, folder
 
 LAST, BEST = "test_unbiased", "best_epoch_test_unbiased"
 GROWTH = ("f_growth", "g_growth")
-
-
-def final_runs(results: Sequence[Result], arm: str, rho: float) -> list[Result]:
-    """Return an arm's reported runs."""
-    return select(results, arm, {"stage": "final", "rho": rho})
 
 
 def measures_table(results: Sequence[Result], rho: float) -> str:
@@ -35,7 +31,7 @@ def measures_table(results: Sequence[Result], rho: float) -> str:
     titles += ["biased %", "f's filters, growth", "g's"]
     rows = []
     for arm in DEMO_ARMS:
-        runs = final_runs(results, arm, rho)
+        runs = final_runs(results, arm, rho=rho)
         column = {key: [run.measures[key] for run in runs] for key in runs[0].measures}
         cells = [format_cell([100 * v for v in column[key]], 1) for key in (LAST, BEST)]
         cells.append(format_cell([100 * v for v in column["test_biased"]], 1))
@@ -51,26 +47,13 @@ def differences(results: Sequence[Result]) -> str:
         rows = [
             PairedRow(
                 f"ρ = {rho}",
-                final_runs(results, baseline, rho),
-                final_runs(results, DEMO_ARMS[-1], rho),
+                final_runs(results, baseline, rho=rho),
+                final_runs(results, DEMO_ARMS[-1], rho=rho),
             )
             for rho in RHOS
         ]
         tables.append(paired_table(rows, LAST, title="unbiased %", decimals=1, scale=100))
     return "\n\n".join(tables)
-
-
-def search_table(results: Sequence[Result]) -> str:
-    """Return the validation accuracies that the rates were chosen by."""
-    rows = []
-    for arm in DEMO_ARMS:
-        cells = []
-        for rate in RATES:
-            runs = select(results, arm, {"stage": "search", "lr": rate})
-            cell = format_cell([100 * run.measures[CHOSEN_BY] for run in runs], 1)
-            cells.append(f"**{cell}**" if rate == chosen_rate(list(results), arm) else cell)
-        rows.append([ARMS[arm], *cells])
-    return format_table(["validation, unbiased %", *(f"rate {rate:g}" for rate in RATES)], rows)
 
 
 def draw(root: Path, results: Sequence[Result]) -> Path:
@@ -81,7 +64,7 @@ def draw(root: Path, results: Sequence[Result]) -> Path:
     panels = figure.subplots(2, len(RHOS), squeeze=False, sharex=True)
     for rho, (upper, lower) in zip(RHOS, panels.T, strict=True):
         for number, arm in enumerate(DEMO_ARMS):
-            seeds = [read_history(root, run) for run in final_runs(results, arm, rho)]
+            seeds = [read_history(root, run) for run in final_runs(results, arm, rho=rho)]
             draw_band(upper, [[100 * epoch[LAST] for epoch in seed] for seed in seeds], number)
             draw_band(lower, [[epoch["hsic"] for epoch in seed] for seed in seeds], number)
         upper.set(title=f"ρ = {rho}", ylabel="unbiased test accuracy, %")
@@ -117,7 +100,8 @@ def main() -> None:
     results = ResultsFile(root / "results.jsonl").read()
     if not any(result.setting["stage"] == "final" for result in results):
         sys.exit(f"{root} holds no finished run; run recipes/rebias/launch/demo.sh first.")
-    print(f"\n{search_table(results)}")
+    searched = search_table(results, DEMO_ARMS, RATES, CHOSEN_BY, "validation, unbiased %")
+    print(f"\n{searched}")
     for rho in RHOS:
         print(f"\n{measures_table(results, rho)}")
     print(f"\n{differences(results)}")

@@ -8,24 +8,21 @@ that are not used again; then all seeds run with it. A run that is in results.js
 repeated. `--part 0 --of 2` and `--part 1 --of 2` share the work between two processes.
 """
 
-import argparse
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-
-from tqdm.auto import tqdm
 
 from hf_adamp.diagnostics.plots import read_run
 from recipes.common.arguments import parse
-from recipes.common.paired import choose
-from recipes.common.results import Result, ResultsFile
+from recipes.common.results import Result
+from recipes.common.two_stages import chosen_rate, run_stages
 from recipes.common.weight_growth import measure_growth
 
 from .tasks import DataArguments, ModelArguments
 from .train import RunArguments, run
 
-__all__ = ["DEMO_ARMS", "RHOS", "chosen_rate", "main"]
+__all__ = ["DEMO_ARMS", "RATES", "RHOS", "SEEDS", "final_jobs", "folder", "main", "search_jobs"]
 
 CONFIG = Path(__file__).parent / "configs" / "demo.yaml"
 DEMO_ARMS = ("adam_l2", "adamw_torch", "adamp")
@@ -43,16 +40,10 @@ def search_jobs() -> Iterator[Result]:
         yield Result(arm, {"rho": SEARCH_RHO, "lr": rate, "stage": "search"}, seed)
 
 
-def chosen_rate(results: list[Result], arm: str) -> float:
-    """Return the learning rate with the best unbiased accuracy on the validation set."""
-    rate: float = choose(results, arm, CHOSEN_BY, among={"stage": "search"})["lr"]
-    return rate
-
-
-def final_jobs(results: list[Result]) -> Iterator[Result]:
+def final_jobs(results: Sequence[Result]) -> Iterator[Result]:
     """Yield the runs that are reported, seed by seed."""
     for seed, rho, arm in itertools.product(SEEDS, RHOS, DEMO_ARMS):
-        setting = {"rho": rho, "lr": chosen_rate(results, arm), "stage": "final"}
+        setting = {"rho": rho, "lr": chosen_rate(results, arm, CHOSEN_BY), "stage": "final"}
         yield Result(arm, setting, seed)
 
 
@@ -62,8 +53,8 @@ def folder(root: Path, job: Result) -> Path:
     return root / stage / f"{job.arm}-{rho}-{rate}-{job.seed}"
 
 
-def measure(root: Path, job: Result) -> dict[str, float]:
-    """Train, and return the measures with the growth of both networks' convolutions."""
+def measure(root: Path, job: Result) -> Result:
+    """Train, and add the measures and the growth of both networks' convolutions."""
     output = folder(root, job)
     options = {
         **{"--optim": job.arm, "--seed": job.seed, "--output_dir": output},
@@ -74,22 +65,17 @@ def measure(root: Path, job: Result) -> dict[str, float]:
     for name in ("f", "g"):
         rows = read_run(output / f"projection_{name}.jsonl", weights=CONVOLUTIONS)
         measures |= {f"{name}_{key}": value for key, value in measure_growth(rows).items()}
-    return measures
+    return dataclasses.replace(job, measures=measures)
 
 
 def main() -> None:
     """Do what is left of a stage."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("root", type=Path)
-    parser.add_argument("--stage", choices=("search", "final"), required=True)
-    parser.add_argument("--part", type=int, default=0)
-    parser.add_argument("--of", type=int, default=1)
-    args = parser.parse_args()
-    file = ResultsFile(args.root / "results.jsonl")
-    jobs = list(search_jobs() if args.stage == "search" else final_jobs(file.read()))
-    mine = [job for number, job in enumerate(jobs) if number % args.of == args.part]
-    for job in tqdm(file.missing(mine), desc=args.stage):
-        file.add(dataclasses.replace(job, measures=measure(args.root, job)))
+    run_stages(
+        "ReBias in small, on real digits.",
+        search_jobs=search_jobs,
+        final_jobs=final_jobs,
+        measure=measure,
+    )
 
 
 if __name__ == "__main__":
