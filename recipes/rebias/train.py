@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import DataLoaderConfiguration, set_seed
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -264,8 +264,10 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parse(
         (ModelArguments, DataArguments, RunArguments), sys.argv[1:] if argv is None else argv
     )
-    for name, value in run(*arguments).items():
-        print(f"{name}: {value:.4f}")
+    measures = run(*arguments)
+    if PartialState().is_main_process:
+        for name, value in measures.items():
+            print(f"{name}: {value:.4f}")
 
 
 if __name__ == "__main__":
