@@ -20,18 +20,18 @@ from tests.tables.optimizer_options import (
 from tests.training import build, run_steps
 from tests.weights import make_grads, make_weights
 
-BAD_CASES = [
-    pytest.param(family, bad, id=f"{family.name}-{bad.kwargs}")
-    for family in FAMILIES
-    for bad in BAD[family.name]
-]
+
+def numbered(table):
+    """Its cases as parameters; numbered, since a repr may hold an address or a set's order."""
+    return [
+        pytest.param(family, case, id=f"{family.name}-{number}-{'-'.join(case.kwargs)}")
+        for family in FAMILIES
+        for number, case in enumerate(table[family.name])
+    ]
 
 
-CONVERTED_CASES = [
-    pytest.param(family, case, id=f"{family.name}-{case.kwargs}")
-    for family in FAMILIES
-    for case in CONVERTED[family.name]
-]
+BAD_CASES = numbered(BAD)
+CONVERTED_CASES = numbered(CONVERTED)
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
