@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 
 # Which extras of pyproject.toml a target needs; each is installed once, and again when the
 # packages asked for have changed.
-INPUTS  := pyproject.toml constraints.txt setup.py $(wildcard hf_adamp/optim/backends/csrc/*)
+INPUTS  := pyproject.toml constraints.txt setup.py $(wildcard hf_adamp/optim/backends/cpu/csrc/*)
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
 # Without what they ask for: of tinysoundfont, which renders the music of the audio recipe, only the
 # player needs pyaudio, which has to be compiled against a sound library; torchattacks, the strong

@@ -5,16 +5,17 @@ import platform
 from setuptools import Extension, setup
 
 # The kernel finds its OpenMP in the runtime that torch has loaded, so it is compiled for it but
-# linked to none. No flag may let the compiler forget NaN or infinity.
-_FLAGS = {
-    "Linux": ["-O3", "-std=gnu11", "-fno-math-errno", "-fno-trapping-math", "-fopenmp"],
-    "Darwin": ["-O3", "-std=gnu11", "-fno-math-errno", "-fno-trapping-math"],
-}
+# linked to none. No flag may let the compiler forget NaN or infinity, or fuse a product into a sum:
+# a processor that does so would give other bits.
+_EVERYWHERE = ["-O3", "-std=gnu11", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]
+_FLAGS = {"Linux": [*_EVERYWHERE, "-fopenmp"], "Darwin": _EVERYWHERE}
+
+_FOLDER = "hf_adamp/optim/backends/cpu"
 
 native = Extension(
-    "hf_adamp.optim.backends._native",
-    sources=["hf_adamp/optim/backends/csrc/native.c"],
-    depends=[f"hf_adamp/optim/backends/csrc/{name}.h" for name in ("decision", "rows")],
+    f"{_FOLDER.replace('/', '.')}._native",
+    sources=[f"{_FOLDER}/csrc/kernel.c"],
+    depends=[f"{_FOLDER}/csrc/{name}.h" for name in ("types", "decision", "rows")],
     extra_compile_args=_FLAGS.get(platform.system(), []),
     optional=True,
 )

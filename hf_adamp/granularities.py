@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeAlias
 
 from torch import nn
 
-from hf_adamp.optim.invariance import ScaleInvariant, check_scale_invariant, count_heads
+from hf_adamp.optim.scale_invariance import ScaleInvariant, check_scale_invariant, vectors_of
 
 __all__ = ["Granularities", "declared_weights", "granularities_of", "read_granularities"]
 
@@ -101,7 +101,7 @@ def declared_weights(model: nn.Module, report: Granularities) -> dict[int, Scale
         if param.ndim < 2:
             continue
         if param.numel():
-            count_heads(value, param.shape, name)
+            vectors_of(value, param.shape, name)
         if by_weight.setdefault(id(param), value) != value:
             raise ValueError(
                 f"scale_invariance declares {name} {value!r} and, under another name of the same "

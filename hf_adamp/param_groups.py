@@ -18,8 +18,8 @@ from torch.nn.utils.parametrizations import _WeightNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from hf_adamp.granularities import Granularities, declared_weights
-from hf_adamp.optim.invariance import ScaleInvariant
 from hf_adamp.optim.options import real_number
+from hf_adamp.optim.scale_invariance import ScaleInvariant
 
 __all__ = ["ParamGroups", "WeightsOf", "decay_parameter_names", "get_param_groups"]
 

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from hf_adamp.optim.projection import StepRecord, View, has_rows
+from hf_adamp.optim.layout import has_rows
+from hf_adamp.optim.projection import View
+from hf_adamp.optim.records import StepRecord
 
 __all__ = ["Read", "RecordedSteps", "Row", "SnapshotSteps", "StepReader", "summarize", "watch"]
 

@@ -16,7 +16,7 @@ from enum import Enum
 from functools import wraps
 from typing import Any
 
-from hf_adamp._autoload import when_imported
+from hf_adamp.integration.import_hook import when_imported
 from hf_adamp.integration.options import OPTIMIZER_NAMES
 
 __all__ = ["add_dispatch", "add_names", "optimizer_name", "register"]

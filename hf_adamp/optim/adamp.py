@@ -7,6 +7,7 @@ Source: Heo et al., ICLR 2021, https://arxiv.org/abs/2006.08217, Algorithm 2.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -14,11 +15,11 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from .backends import Flags
-from .bucket import AdamRule, Bucket, working_dtype
-from .invariance import ScaleInvariant, threshold
-from .low_precision import new_moment
-from .optimizer import ProjectedOptimizer
-from .step import run
+from .optimizer import ProjectedOptimizer, step_once
+from .plan import Collected
+from .rules import AdamRule
+from .scale_invariance import ScaleInvariant
+from .storage import new_moment
 
 __all__ = ["AdamP", "adamp"]
 
@@ -142,50 +143,30 @@ class AdamP(ProjectedOptimizer):
                     # adamp 0.3.0 and timm count in Python integers.
                     param_state["step"] = _new_step(param, group, float(param_state["step"]))
 
-    def _init_group(
-        self,
-        group: dict[str, Any],
-        params: list[Tensor],
-        grads: list[Tensor],
-        exp_avgs: list[Tensor],
-        exp_avg_sqs: list[Tensor],
-        state_steps: list[Tensor],
-    ) -> None:
-        # torch.compile runs a method of this name and form as it is instead of tracing it.
-        params += [param for param in group["params"] if param.grad is not None]
-        grads += [param.grad for param in params]  # type: ignore[misc]
-        states = [self.state[param] for param in params]
-        for param, state in zip(params, states, strict=True):
-            if "step" not in state:
-                state["step"] = _new_step(param, group, 0.0)
-                state["exp_avg"] = new_moment(param, group["state_dtype"])
-                state["exp_avg_sq"] = new_moment(param, group["state_dtype"], signed=False)
-        exp_avgs += [state["exp_avg"] for state in states]
-        exp_avg_sqs += [state["exp_avg_sq"] for state in states]
-        state_steps += [state["step"] for state in states]
+    def _state_names(self, group: Mapping[str, Any]) -> tuple[str, ...]:
+        del group
+        return "step", "exp_avg", "exp_avg_sq"
 
-    def _bucket(self, group: dict[str, Any]) -> Bucket:
-        params: list[Tensor] = []
-        grads: list[Tensor] = []
-        exp_avgs: list[Tensor] = []
-        exp_avg_sqs: list[Tensor] = []
-        state_steps: list[Tensor] = []
-        self._init_group(group, params, grads, exp_avgs, exp_avg_sqs, state_steps)
+    def _new_state(self, param: Tensor, group: Mapping[str, Any], name: str) -> Tensor:
+        if name == "step":
+            return _new_step(param, group, 0.0)
+        return new_moment(param, group["state_dtype"], signed=name not in self._unsigned)
+
+    def _rule(self, group: Mapping[str, Any]) -> AdamRule:
         beta1, beta2 = group["betas"]
-        rule = AdamRule(
+        return AdamRule(
             lr=group["lr"],
             beta1=beta1,
             beta2=beta2,
             eps=group["eps"],
             weight_decay=group["weight_decay"],
-            delta=threshold(group["scale_invariant"], group["delta"]),
+            delta=group["delta"],
             wd_ratio=group["wd_ratio"],
             nesterov=group["nesterov"],
             maximize=group["maximize"],
             capturable=group["capturable"],
             scale_invariant=group["scale_invariant"],
         )
-        return Bucket(params, grads, (exp_avgs, exp_avg_sqs), state_steps, rule)
 
 
 def adamp(
@@ -239,20 +220,21 @@ def adamp(
         beta2=beta2,
         eps=eps,
         weight_decay=weight_decay,
-        delta=threshold(scale_invariant, delta),
+        delta=delta,
         wd_ratio=wd_ratio,
         nesterov=nesterov,
         maximize=maximize,
         capturable=capturable,
         scale_invariant=scale_invariant,
     )
-    bucket = Bucket(params, grads, (exp_avgs, exp_avg_sqs), state_steps, rule)
-    run([bucket], [Flags(foreach, fused, differentiable)])
+    flags = Flags(foreach, fused, differentiable)
+    moments = (exp_avgs, exp_avg_sqs)
+    step_once(Collected(params, params, list(grads), moments, state_steps, rule, flags))
 
 
-def _new_step(param: Tensor, group: dict[str, Any], count: float) -> Tensor:
-    # As in torch.optim: counts are kept off the device unless they must not be read back.
+def _new_step(param: Tensor, group: Mapping[str, Any], count: float) -> Tensor:
+    # As in torch.optim: counts are kept off the device unless they must not be read back. Below
+    # float32 a count would stop: 256 + 1 is 256 in bfloat16.
     on_device = group["capturable"] or group["fused"]
-    # Below float32 a count would stop: 256 + 1 is 256 in bfloat16.
-    dtype = torch.float32 if on_device else working_dtype(torch.get_default_dtype())
-    return torch.tensor(count, dtype=dtype, device=param.device if on_device else "cpu")
+    device = param.device if on_device else "cpu"
+    return torch.tensor(count, dtype=torch.float32, device=device)

@@ -1,10 +1,11 @@
-"""What AdamP and SGDP share: options, parameter groups, checkpoints, the way into a step."""
+"""What AdamP and SGDP share: options, parameter groups, checkpoints, the way into a plan."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from operator import attrgetter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from operator import attrgetter, itemgetter
 from typing import Any, ClassVar
 
 import torch
@@ -12,21 +13,24 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from .backends import Flags
-from .bucket import Bucket, working_dtype
 from .checkpoint import adapted_loading, with_names
-from .distributed import Reducer, flattened_message, local_part, refuse_flattened, shard_number
-from .invariance import ScaleInvariant, check_scale_invariant, count_heads, threshold
-from .low_precision import Precision, as_moment, load_quantizer, step_in_low_precision
+from .layout import has_rows
+from .memory import readable, working_dtype
 from .options import check_options
-from .projection import StepRecord, has_rows
-from .sorting import check_shapes
-from .step import Memory, run
+from .plan import Collected, Plan
+from .records import StepRecord
+from .rules import Rule
+from .scale_invariance import check_scale_invariant, threshold, vectors_of
+from .sharding.dtensor import is_sharded, local_part, shard_number
+from .sharding.flat import flattened_message, refuse_flattened
+from .sharding.reducer import Reducer
+from .storage import Precision, as_moment, load_quantizer
 
-__all__ = ["ProjectedOptimizer"]
+__all__ = ["ProjectedOptimizer", "step_once"]
+
+_layout, _grad = attrgetter("layout"), attrgetter("grad")
 
 # Options that older checkpoints and pickles lack.
-_layout = attrgetter("layout")
-
 _NEWER_OPTIONS = {
     "maximize": False,
     "foreach": None,
@@ -42,7 +46,7 @@ _NEWER_OPTIONS = {
 class ProjectedOptimizer(Optimizer):
     """An optimizer whose updates lose their radial part where a weight is scale-invariant.
 
-    A subclass says how the step before projection comes about: it makes state and buckets.
+    A subclass says how the step before projection comes about: a rule, and the state it keeps.
 
     Attributes:
         record_steps: whether a step leaves its record in `last_step`. Costs one more statistic a
@@ -63,11 +67,9 @@ class ProjectedOptimizer(Optimizer):
         super().__init__(params, check_options(defaults))
 
     def _reset_caches(self) -> None:
-        self._memory = Memory()
-        self._seen: list[_Seen] = []
-        # FSDP1 flattens weights in place, so the first step looks at them once more.
-        self._settled = False
-        self._reducer: Reducer | None = None
+        self._plan: Plan | None = None
+        # The number of dimensions of each group's weights, by the identity of its dictionary.
+        self._had_matrices: dict[int, bool] = {}
         self.record_steps = False
         self.last_step: list[StepRecord] = []
 
@@ -84,57 +86,39 @@ class ProjectedOptimizer(Optimizer):
         param_group.update({name: checked[name] for name in param_group})
         super().add_param_group(param_group)
         try:
-            self._look_at_weights()
+            self._check_group(len(self.param_groups) - 1)
         except (TypeError, ValueError, RuntimeError, ImportError):
             self.param_groups.pop()
             raise
-        self._settled = False
+        self._had_matrices[id(param_group)] = _has_matrices(param_group)
 
-    def _look_at_weights(self) -> None:
-        """Check weights that were not there before, and learn which are sharded.
-
-        Frameworks that shard or offload put other tensors in the place of an optimizer's weights
-        after it was made, so every step asks.
-        """
-        identities = [
-            (tuple(map(id, group["params"])), group["scale_invariant"])
-            for group in self.param_groups
-        ]
-        known = [(seen.identities, seen.scale_invariant) for seen in self._seen]
-        if self._settled and identities == known:
-            return
-        seen = [_Seen.of(group) for group in self.param_groups]
-        if seen == self._seen:
-            return
-        for group_index, group in enumerate(self.param_groups):
-            declared = group["scale_invariant"]
-            check_scale_invariant("scale_invariant", declared)
-            if group["state_dtype"] == "8bit":
-                load_quantizer()
-            self._check_precision(group_index, group)
-            projects = threshold(declared, group["delta"]) > 0
-            before = self._seen[group_index] if group_index < len(self._seen) else None
-            for index, param in enumerate(group["params"]):
-                name = self._name(group_index, index)
-                if param.is_complex():
-                    raise TypeError(
-                        f"{name} is complex, which the projection is not defined for; "
-                        "pass torch.view_as_real of it."
-                    )
-                if projects:
-                    refuse_flattened(param, name)
-                if has_rows(param.shape):
-                    count_heads(declared, param.shape, name)
-            # Last, since the marks of a framework on a weight tell more.
-            flattened = before and before.has_matrices and not seen[group_index].has_matrices
-            if projects and flattened:
-                raise RuntimeError(flattened_message(self._name(group_index, 0)))
-        self._reducer = Reducer.of(
-            (param, group["scale_invariant"])
-            for group in self.param_groups
-            for param in group["params"]
-        )
-        self._seen = seen
+    def _check_group(self, number: int) -> None:
+        """Refuse weights that cannot be stepped, and options that do not suit them."""
+        group = self.param_groups[number]
+        declared = group["scale_invariant"]
+        check_scale_invariant("scale_invariant", declared)
+        if group["state_dtype"] == "8bit":
+            load_quantizer()
+        self._check_precision(number, group)
+        projects = threshold(declared, group["delta"]) > 0
+        for index, param in enumerate(group["params"]):
+            name = self._name(number, index)
+            if projects and param.is_complex():
+                raise TypeError(
+                    f"{name} is complex, which the projection is not defined for; pass "
+                    "torch.view_as_real of it, or put it into a group with delta=0 or "
+                    "scale_invariant=False."
+                )
+            if projects:
+                refuse_flattened(param, name)
+            if has_rows(param.shape):
+                vectors_of(declared, param.shape, name)
+        # Where a weight is placed so that its rows cannot be found, this says so.
+        Reducer.of((param, declared) for param in group["params"])
+        # Last, since the marks of a framework on a weight tell more.
+        flattened = self._had_matrices.get(id(group)) and not _has_matrices(group)
+        if projects and flattened and group["params"]:
+            raise RuntimeError(flattened_message(self._name(number, 0)))
 
     def _name(self, group_index: int, index: int) -> str:
         names = self.param_groups[group_index].get("param_names")
@@ -165,86 +149,172 @@ class ProjectedOptimizer(Optimizer):
         return loss
 
     def _step(self) -> None:
-        if not torch.compiler.is_compiling():
-            self._look_at_weights()
-            self._settled = True
-            self._check_before_step()
-        buckets = [self._local(self._bucket(group)) for group in self.param_groups]
-        flags = [
-            Flags(group["foreach"], group["fused"], group["differentiable"])
-            for group in self.param_groups
-        ]
-        precisions = list(map(Precision.of, self.param_groups))
-        full = [index for index, precision in enumerate(precisions) if precision.is_full]
-        if len(full) < len(buckets) and not torch.compiler.is_compiling():
-            # Groups in low precision are stepped last, when it would be too late.
-            for bucket in buckets:
-                check_shapes(bucket)
-        records = run(
-            [buckets[index] for index in full],
-            [flags[index] for index in full],
-            memory=self._memory,
-            reducer=self._reducer,
-            recording=self.record_steps,
-        )
-        for index, precision in enumerate(precisions):
-            if not precision.is_full:
-                records += self._low_precision_step(index, buckets[index], flags[index])
+        if torch.compiler.is_compiling():
+            # What is made belongs to the graph: nothing is kept.
+            groups = [self._collect_traced(group) for group in self.param_groups]
+            Plan(groups).step(groups)
+            return
+        self._check_before_step()
+        with self._new_state_only_if_right():
+            groups = [self._collect(number, g) for number, g in enumerate(self.param_groups)]
+            if self._plan is None or not self._plan.is_current(groups):
+                self._plan = None
+                self._plan = self._new_plan(groups)
+        for group, collected in zip(self.param_groups, groups, strict=True):
+            if collected.seeds:
+                # In the group, so that a resumed run goes on with other random numbers.
+                group["rounded_steps"] = group.get("rounded_steps", 0) + 1
+        records = self._plan.step(groups, recording=self.record_steps)
         if self.record_steps:
             self.last_step = records
 
-    def _low_precision_step(self, index: int, bucket: Bucket, flags: Flags) -> list[StepRecord]:
-        if torch.compiler.is_compiling():
+    def _new_plan(self, groups: Sequence[Collected]) -> Plan:
+        for number in range(len(self.param_groups)):
+            self._check_group(number)
+        reducer = Reducer.of(
+            (param, group["scale_invariant"])
+            for group in self.param_groups
+            for param in group["params"]
+        )
+        return Plan(groups, reducer)
+
+    @contextmanager
+    def _new_state_only_if_right(self) -> Iterator[None]:
+        """Take back state that was made for a step that cannot be taken."""
+        self._made: list[tuple[dict[str, Any], str]] = []
+        try:
+            yield
+        except Exception:
+            for state, name in self._made:
+                state.pop(name, None)
+            for group in self.param_groups:
+                for param in group["params"]:
+                    if param in self.state and not self.state[param]:
+                        del self.state[param]
+            raise
+        finally:
+            self._made = []
+
+    def _state_names(self, group: Mapping[str, Any]) -> tuple[str, ...]:
+        """What the state of each of a group's weights consists of."""
+        raise NotImplementedError
+
+    def _new_state(self, param: Tensor, group: Mapping[str, Any], name: str) -> Tensor:
+        """One of them before the first step."""
+        raise NotImplementedError
+
+    def _rule(self, group: Mapping[str, Any]) -> Rule:
+        """How the step before projection comes about."""
+        raise NotImplementedError
+
+    def _init_group(
+        self,
+        group: dict[str, Any],
+        params: list[Tensor],
+        grads: list[Tensor],
+        *states: list[Tensor],
+    ) -> None:
+        # torch.compile runs a method of this name as it is instead of tracing it.
+        names = self._state_names(group)
+        params += [param for param in group["params"] if param.grad is not None]
+        grads += [param.grad for param in params]  # type: ignore[misc]
+        for param in params:
+            state = self.state[param]
+            for name, own in zip(names, states, strict=True):
+                if name not in state:
+                    state[name] = self._new_state(param, group, name)
+                own.append(state[name])
+
+    def _collect_traced(self, group: dict[str, Any]) -> Collected:
+        if not Precision.of(group).is_full:
             raise RuntimeError(
                 "a step with rounding or state_dtype cannot be compiled; call it outside of "
                 "torch.compile."
             )
-        group = self.param_groups[index]
-        precision = Precision.of(group)
-        # In the group, so that a resumed run goes on with other random numbers.
-        count = group["rounded_steps"] = group.get("rounded_steps", 0) + 1
-        stepped = [(i, p) for i, p in enumerate(group["params"]) if p.grad is not None]
-        compensations = []
-        if precision.rounding == "kahan":
-            for _, param in stepped:
-                is_low = param.dtype != working_dtype(param.dtype)
-                if is_low and "compensation" not in self.state[param]:
-                    self.state[param]["compensation"] = torch.zeros_like(param)
-            compensations = [
-                local_part(self.state[param].get("compensation"), param) for _, param in stepped
+        params: list[Tensor] = []
+        grads: list[Tensor] = []
+        states: list[list[Tensor]] = [[] for _ in self._state_names(group)]
+        self._init_group(group, params, grads, *states)
+        return self._collected(group, params, list(grads), states)
+
+    def _collect(self, number: int, group: dict[str, Any]) -> Collected:
+        """The weights of a group that have a gradient, or had one; their state made if missing."""
+        params, names = group["params"], self._state_names(group)
+        grads = list(map(_grad, params))
+        positions: Sequence[int] = range(len(params))
+        missing = {index for index, grad in enumerate(grads) if grad is None}
+        if missing:
+            # Weights that once had a gradient stay in the plan, so that it outlasts a pause.
+            positions = [
+                i for i in positions if i not in missing or self._is_begun(params[i], names)
             ]
-        return step_in_low_precision(
-            bucket,
-            flags,
-            precision,
-            compensations=compensations,
-            seeds=[hash((count, index, i, shard_number(param))) for i, param in stepped],
-            reducer=self._reducer,
-            recording=self.record_steps,
-        )
-
-    def _local(self, bucket: Bucket) -> Bucket:
-        """The same bucket as memory that can be read: this process's parts of sharded weights."""
-        if not torch.compiler.is_compiling() and any(map(Tensor.is_neg, bucket.grads)):
-            # Such a gradient's memory holds its negative until somebody asks.
-            bucket = replace(bucket, grads=[grad.resolve_neg() for grad in bucket.grads])
-        if self._reducer is None:
-            return bucket
-
-        def parts(tensors: list[Tensor]) -> list[Tensor]:
-            return list(map(local_part, tensors, bucket.params))
-
+            params = [params[index] for index in positions]
+            grads = [grads[index] for index in positions]
+        states = [self.state[param] for param in params] if names else []
+        if names and not all(map(_has(names), states)):
+            for param, state in zip(params, states, strict=True):
+                for name in names:
+                    if name not in state:
+                        state[name] = self._new_state(param, group, name)
+                        self._made.append((state, name))
+        columns = [list(map(itemgetter(name), states)) for name in names]
+        precision = Precision.of(group)
+        collected = self._collected(group, params, grads, columns)
+        if precision.is_full:
+            return collected
+        count = group.get("rounded_steps", 0) + 1
         return replace(
-            bucket,
-            params=parts(bucket.params),
-            grads=parts(bucket.grads),
-            moments=tuple(parts(moment) for moment in bucket.moments),
-            placements=[self._reducer.placements.get(param) for param in bucket.params],
+            collected,
+            compensations=self._compensations(params, precision),
+            seeds=[
+                hash((count, number, i, shard_number(param)))
+                for i, param in zip(positions, params, strict=True)
+            ],
         )
 
-    def _bucket(self, group: dict[str, Any]) -> Bucket:
-        """The weights of a group that have a gradient, their state made where it is missing."""
-        raise NotImplementedError
+    def _is_begun(self, param: Tensor, names: Sequence[str]) -> bool:
+        return bool(names) and names[0] in self.state.get(param, {})
+
+    def _compensations(self, params: Sequence[Tensor], precision: Precision) -> list[Tensor | None]:
+        """What rounding has cut off each weight so far, where that is kept."""
+        if precision.rounding != "kahan":
+            return []
+        for param in params:
+            is_low = param.dtype != working_dtype(param.dtype)
+            if is_low and "compensation" not in self.state[param]:
+                self.state[param]["compensation"] = torch.zeros_like(param)
+                self._made.append((self.state[param], "compensation"))
+        return [
+            local_part(self.state[param].get("compensation"), param)
+            if param.dtype != working_dtype(param.dtype)
+            else None
+            for param in params
+        ]
+
+    def _collected(
+        self,
+        group: Mapping[str, Any],
+        params: list[Tensor],
+        grads: list[Tensor | None],
+        states: Sequence[list[Tensor]],
+    ) -> Collected:
+        """What is found in a group, as memory that can be read."""
+        columns = dict(zip(self._state_names(group), states, strict=True))
+        state_steps = columns.pop("step", [])
+        parts: list[list[Any]] = [params, grads, *columns.values()]
+        if not torch.compiler.is_compiling():
+            parts = _readable_parts(parts)
+        local, local_grads, *moments = parts
+        return Collected(
+            weights=params,
+            params=local,
+            grads=local_grads,
+            moments=tuple(moments),
+            state_steps=state_steps,
+            rule=self._rule(group),
+            flags=Flags(group["foreach"], group["fused"], group["differentiable"]),
+            precision=Precision.of(group),
+        )
 
     def _check_before_step(self) -> None:
         """Find what would make a step fail, before it has changed anything."""
@@ -280,23 +350,19 @@ class ProjectedOptimizer(Optimizer):
         """Return the state in torch.optim's layout.
 
         With groups of `get_param_groups` there are also the weights' names, under `param_names`.
-
-        A step may start from what the one before it found, which changes nothing but the last bit
-        of a weight now and then. That is forgotten here, so that training goes on with the same
-        bits whether or not it is interrupted.
         """
-        self._memory = Memory()
         return with_names(super().state_dict(), self.param_groups, self._source)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a copy or a pickle takes along; forgets as `state_dict` does."""
-        self._memory = Memory()
-        return super().__getstate__()
+        """What a copy or a pickle takes along: a plan is made anew where it is needed."""
+        state = super().__getstate__()
+        return {name: value for name, value in state.items() if name != "_plan"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore from a pickle, a copy or a checkpoint."""
         super().__setstate__(state)
-        if not hasattr(self, "_memory"):
+        self._plan = None
+        if not hasattr(self, "record_steps"):
             self._reset_caches()
             self._source = None
         for group in (self.defaults, *self.param_groups):
@@ -318,9 +384,7 @@ class ProjectedOptimizer(Optimizer):
             ValueError: for weights that do not match, a checkpoint with `amsgrad=True`, state that
                 is incomplete or of another shape, or options that do not suit the weights.
         """
-        # torch.distributed.checkpoint has the optimizer make its state by a step that moves nothing
-        # and teaches nothing.
-        self._memory = Memory()
+        had = [self._had_matrices.get(id(group), False) for group in self.param_groups]
         with adapted_loading(
             self,
             self.state_aliases,
@@ -329,12 +393,14 @@ class ProjectedOptimizer(Optimizer):
             restore=self._restored,
         ):
             super().load_state_dict(state_dict)
+        # torch has put other dictionaries in the place of the groups.
+        self._had_matrices = {id(g): own for g, own in zip(self.param_groups, had, strict=True)}
 
     def _check_loaded(self, group_index: int, options: Mapping[str, Any]) -> None:
         self._check_precision(group_index, options)
         for index, param in enumerate(self.param_groups[group_index]["params"]):
             if has_rows(param.shape):
-                count_heads(options["scale_invariant"], param.shape, self._name(group_index, index))
+                vectors_of(options["scale_invariant"], param.shape, self._name(group_index, index))
 
     def _restored(
         self, name: str, value: Tensor, param: Tensor, group: Mapping[str, Any]
@@ -342,20 +408,39 @@ class ProjectedOptimizer(Optimizer):
         return as_moment(value, param, group["state_dtype"], signed=name not in self._unsigned)
 
 
-@dataclass(frozen=True)
-class _Seen:
-    """Which weights a param group had, what it said of them, and how many dimensions each has."""
+def step_once(collected: Collected) -> None:
+    """One step of some weights that no optimizer keeps: the functional forms."""
+    grads = readable([grad for grad in collected.grads if grad is not None])
+    groups = [replace(collected, grads=list(grads))]
+    Plan(groups).step(groups)
 
-    identities: tuple[int, ...]
-    scale_invariant: ScaleInvariant
-    dims: tuple[int, ...]
 
-    @classmethod
-    def of(cls, group: dict[str, Any]) -> _Seen:
-        params = group["params"]
-        dims = tuple(map(Tensor.dim, params))
-        return cls(tuple(map(id, params)), group["scale_invariant"], dims)
+def _readable_parts(parts: list[list[Any]]) -> list[list[Any]]:
+    """Weights, gradients and moments as real numbers in this process's memory."""
+    params, grads, *_ = parts
+    present = [grad for grad in grads if grad is not None]
+    if (read := readable(present)) is not present:
+        resolved = iter(read)
+        parts[1] = [None if grad is None else next(resolved) for grad in grads]
+    if any(map(is_sharded, params)):
+        parts = [list(map(local_part, alike, params)) for alike in parts]
+    if any(map(Tensor.is_complex, params)):
+        # Never projected (`_check_group`), so a number is a pair of numbers, as in torch.optim.
+        parts = [list(map(_as_real, alike)) for alike in parts]
+    return parts
 
-    @property
-    def has_matrices(self) -> bool:
-        return max(self.dims, default=0) > 1
+
+def _as_real(tensor: Tensor | None) -> Tensor | None:
+    if tensor is None or not tensor.is_complex():
+        return tensor
+    return torch.view_as_real(tensor.resolve_conj())
+
+
+def _has_matrices(group: Mapping[str, Any]) -> bool:
+    return max(map(Tensor.dim, group["params"]), default=0) > 1
+
+
+def _has(names: Sequence[str]) -> Callable[[Mapping[str, Any]], bool]:
+    """Whether state has all of these; the last is made last."""
+    last = names[-1]
+    return lambda state: last in state

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .invariance import check_scale_invariant
+from .scale_invariance import check_scale_invariant
 
 __all__ = ["check_options", "real_number"]
 

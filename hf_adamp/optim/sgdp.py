@@ -7,17 +7,18 @@ Source: Heo et al., ICLR 2021, https://arxiv.org/abs/2006.08217, Algorithm 1.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from .backends import Flags
-from .bucket import Bucket, SGDRule
-from .invariance import ScaleInvariant, threshold
-from .low_precision import new_moment
-from .optimizer import ProjectedOptimizer
-from .step import run
+from .optimizer import ProjectedOptimizer, step_once
+from .plan import Collected
+from .rules import SGDRule
+from .scale_invariance import ScaleInvariant
+from .storage import new_moment
 
 __all__ = ["SGDP", "sgdp"]
 
@@ -110,41 +111,26 @@ class SGDP(ProjectedOptimizer):
         }
         super().__init__(params, defaults)
 
-    def _init_group(
-        self,
-        group: dict[str, Any],
-        params: list[Tensor],
-        grads: list[Tensor],
-        momentum_buffers: list[Tensor],
-    ) -> None:
-        params += [param for param in group["params"] if param.grad is not None]
-        grads += [param.grad for param in params]  # type: ignore[misc]
-        if not group["momentum"]:
-            return
-        states = [self.state[param] for param in params]
-        for param, state in zip(params, states, strict=True):
-            if "momentum" not in state:
-                state["momentum"] = new_moment(param, group["state_dtype"])
-        momentum_buffers += [state["momentum"] for state in states]
+    def _state_names(self, group: Mapping[str, Any]) -> tuple[str, ...]:
+        return ("momentum",) if group["momentum"] else ()
 
-    def _bucket(self, group: dict[str, Any]) -> Bucket:
-        params: list[Tensor] = []
-        grads: list[Tensor] = []
-        momentum_buffers: list[Tensor] = []
-        self._init_group(group, params, grads, momentum_buffers)
-        rule = SGDRule(
+    def _new_state(self, param: Tensor, group: Mapping[str, Any], name: str) -> Tensor:
+        del name
+        return new_moment(param, group["state_dtype"])
+
+    def _rule(self, group: Mapping[str, Any]) -> SGDRule:
+        return SGDRule(
             lr=group["lr"],
             momentum=group["momentum"],
             dampening=group["dampening"],
             eps=group["eps"],
             weight_decay=group["weight_decay"],
-            delta=threshold(group["scale_invariant"], group["delta"]),
+            delta=group["delta"],
             wd_ratio=group["wd_ratio"],
             nesterov=group["nesterov"],
             maximize=group["maximize"],
             scale_invariant=group["scale_invariant"],
         )
-        return Bucket(params, grads, (momentum_buffers,) if group["momentum"] else (), [], rule)
 
 
 def sgdp(
@@ -192,11 +178,12 @@ def sgdp(
         dampening=dampening,
         eps=eps,
         weight_decay=weight_decay,
-        delta=threshold(scale_invariant, delta),
+        delta=delta,
         wd_ratio=wd_ratio,
         nesterov=nesterov,
         maximize=maximize,
         scale_invariant=scale_invariant,
     )
-    bucket = Bucket(params, grads, (momentum_buffers,) if momentum else (), [], rule)
-    run([bucket], [Flags(foreach, fused, differentiable)])
+    flags = Flags(foreach, fused, differentiable)
+    moments = (momentum_buffers,) if momentum else ()
+    step_once(Collected(params, params, list(grads), moments, [], rule, flags))

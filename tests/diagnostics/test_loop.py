@@ -11,7 +11,7 @@ from accelerate.tracking import GeneralTracker
 from hf_adamp import SGDP, AdamP, ProjectionLog
 from hf_adamp.diagnostics import StepLog
 from hf_adamp.diagnostics.steps import RecordedSteps
-from hf_adamp.optim.projection import StepRecord
+from hf_adamp.optim.records import StepRecord
 from tests.diagnostics.tiny_training import COMMON, PROJECTION, Net, make_trainer, read_lines
 
 

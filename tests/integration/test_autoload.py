@@ -4,8 +4,9 @@ import sys
 from importlib.machinery import ModuleSpec
 
 import pytest
+import transformers.trainer  # noqa: F401 - what `import torch` made our hook wait for
 
-from hf_adamp import _autoload
+from hf_adamp.integration import import_hook
 
 IMPORT_ORDERS = {
     "torch_first": "import torch, transformers",
@@ -51,7 +52,12 @@ LOADED = "print(sorted(m for m in sys.modules if m.startswith(('hf_adamp', 'tran
 
 def test_import_torch_loads_two_small_modules_and_no_more(run_python):
     outcome = run_python("-c", f"import sys, torch; {LOADED}", automatic=True)
-    assert outcome.stdout.strip() == "['hf_adamp', 'hf_adamp._autoload', 'hf_adamp._version']"
+    assert outcome.stdout.strip() == str(
+        [
+            *("hf_adamp", "hf_adamp._autoload", "hf_adamp._version"),
+            *("hf_adamp.integration", "hf_adamp.integration.import_hook"),
+        ]
+    )
 
 
 def test_import_of_the_package_loads_neither_torch_nor_transformers(run_python):
@@ -117,17 +123,17 @@ def module_file(tmp_path, monkeypatch):
     name = "hf_adamp_awaited"
     yield tmp_path / f"{name}.py"
     sys.modules.pop(name, None)
-    _autoload._callbacks.pop(name, None)
+    import_hook._callbacks.pop(name, None)
 
 
 def finders():
-    return [finder for finder in sys.meta_path if finder is _autoload._finder]
+    return [finder for finder in sys.meta_path if finder is import_hook._finder]
 
 
 def test_callback_comes_after_the_module_is_complete(module_file):
     module_file.write_text("first = 1\nlast = 2\n")
     seen = []
-    _autoload.when_imported(module_file.stem, lambda: seen.append(vars(awaited())["last"]))
+    import_hook.when_imported(module_file.stem, lambda: seen.append(vars(awaited())["last"]))
     assert (seen, len(finders())) == ([], 1)
     __import__(module_file.stem)
     assert seen == [2]
@@ -146,24 +152,24 @@ def test_same_callback_is_called_once(module_file):
     def callback():
         seen.append(1)
 
-    _autoload.when_imported(module_file.stem, callback)
-    _autoload.when_imported(module_file.stem, callback)
+    import_hook.when_imported(module_file.stem, callback)
+    import_hook.when_imported(module_file.stem, callback)
     __import__(module_file.stem)
     assert seen == [1]
 
 
 def test_callback_comes_at_once_for_a_loaded_module():
     seen = []
-    _autoload.when_imported("json", lambda: seen.append(1))
+    import_hook.when_imported("json", lambda: seen.append(1))
     assert seen == [1]
     assert finders() == []
 
 
 def test_callback_waits_for_a_module_that_is_half_executed(module_file):
     module_file.write_text(
-        "from hf_adamp import _autoload\n"
+        "from hf_adamp.integration import import_hook\n"
         "seen = []\n"
-        "_autoload.when_imported(__name__, lambda: seen.append(last))\n"
+        "import_hook.when_imported(__name__, lambda: seen.append(last))\n"
         "assert seen == []\n"
         "last = 2\n"
     )
@@ -173,7 +179,7 @@ def test_callback_waits_for_a_module_that_is_half_executed(module_file):
 def test_callback_waits_for_the_import_that_succeeds(module_file):
     module_file.write_text("raise ImportError('not yet')\n")
     seen = []
-    _autoload.when_imported(module_file.stem, lambda: seen.append(1))
+    import_hook.when_imported(module_file.stem, lambda: seen.append(1))
     with pytest.raises(ImportError, match="not yet"):
         __import__(module_file.stem)
     assert seen == []

@@ -13,11 +13,10 @@ from tests.tables.optimizer_options import (
     DTYPES,
     FAMILIES,
     GOOD,
-    PATHS,
     SGDP_,
     families_and_paths,
 )
-from tests.training import build, run_steps
+from tests.training import assert_identical, build, run_steps, snapshot
 from tests.weights import make_grads, make_weights
 
 
@@ -137,24 +136,22 @@ def test_no_weights_are_refused(family):
         build(family, [])
 
 
-REFUSED = [
-    pytest.param(family, path, good, id=f"{family.name}-{path.name}-{good.name}")
-    for family in FAMILIES
-    for path in PATHS
-    for good in GOOD[family.name]
-    if good.name in path.refuses.get(family.name, ())
-]
-
-
-@pytest.mark.parametrize(("family", "path", "good"), REFUSED)
-def test_explicit_path_that_cannot_serve_raises_before_anything_changes(family, path, good):
-    weights = make_weights(names=["linear", "bias"], device=path.device)
-    before = [weight.detach().clone() for weight in weights.values()]
-    optimizer = build(family, weights, path, **good.kwargs)
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
+@pytest.mark.parametrize("flags", [{}, {"foreach": True}, {"foreach": False}], ids=str)
+def test_step_that_cannot_be_taken_changes_nothing_in_any_group(family, flags):
+    weights = make_weights(names=["linear", "bias"])
+    served = [{"params": list(weights.values()), "weight_decay": 0.1, **flags}]
+    refused = torch.nn.Parameter(torch.ones(3, 3, dtype=torch.float64))
+    options = {"momentum": 0.9} if family is SGDP_ else {}
+    groups = [*served, {"params": [refused], "fused": True}]
+    optimizer = family.cls(groups, **family.base, **options)
+    before = snapshot(optimizer)
     with pytest.raises(RuntimeError, match=r"fused=True cannot serve .*: .* Leave the flag"):
-        run_steps(optimizer, [make_grads(weights.values(), "channel", 1)])
-    assert all(map(torch.equal, weights.values(), before))
-    assert not any(state.get("step", 0) for state in optimizer.state.values())
+        run_steps(optimizer, [make_grads([*weights.values(), refused], "channel", 1)])
+    assert_identical(snapshot(optimizer), before)
+    assert not optimizer.state
+    optimizer.param_groups[1]["fused"] = None
+    optimizer.step()
 
 
 NOT_DENSE = families_and_paths(lambda family, path: path.dense_only)

@@ -63,8 +63,6 @@ def test_declared_weights_follow_the_reference(family, path, dtype, kind):
     names = list(DECLARED)
     weights = make_weights(dtype, device=path.device, names=names)
     kwargs = {**family.base, **KWARGS[family.name]}
-    if path.fused == "torch_fused" and family is ADAMP:
-        kwargs["nesterov"] = False
     optimizer = build(family, groups_of(weights), path, **kwargs)
     optimizer.record_steps = True
     declared = list(DECLARED.values())
@@ -492,3 +490,68 @@ def test_compiled_declared_step_is_one_graph_and_equals_eager(family):
             weight.grad = grad.clone()
         compiled_step()
     assert_same(family, snapshot(optimizers[1]), snapshot(optimizers[0]), names=list(DECLARED))
+
+
+UNEQUAL = ("rows", (1, 3, 2))
+STACKS = [("experts", "out_in"), ("experts", "in_out")]
+
+
+def as_rows(stack, granularity):
+    """A stack of experts as one matrix, every output of every expert a row."""
+    outputs_first = stack if granularity[1] == "out_in" else stack.transpose(1, 2)
+    return outputs_first.reshape(-1, outputs_first.shape[2])
+
+
+@EVERY_PATH
+@pytest.mark.parametrize("kind", KINDS)
+def test_groups_of_unequal_rows_are_projected_one_by_one(family, path, kind):
+    """As parts of the weight would be that are declared to be one vector each."""
+    weight = make_weights(device=path.device)["linear"]
+    parts = [nn.Parameter(part.detach().clone()) for part in weight.split(UNEQUAL[1])]
+    whole = build(family, [weight], path, scale_invariant=UNEQUAL, **KWARGS[family.name])
+    apart = build(family, parts, path, scale_invariant="tensor", **KWARGS[family.name])
+    whole.record_steps = True
+    for step in range(5):
+        grad = make_grad(weight.detach(), kind, generator(step))
+        run_steps(whole, [[grad]])
+        run_steps(apart, [grad.split(UNEQUAL[1])])
+        assert_close(weight, torch.cat([part.detach() for part in parts]))
+        assert whole.last_step[0].view.tolist() == [HEAD]
+
+
+@EVERY_PATH
+@pytest.mark.parametrize("granularity", STACKS, ids=str)
+@pytest.mark.parametrize("shape", [(3, 4, 5), (2, 300, 200)], ids=str)
+def test_outputs_of_a_stack_of_experts_are_projected_one_by_one(family, path, granularity, shape):
+    """As the same numbers would be in a matrix whose rows are declared."""
+    draw = generator(0)
+    stack = nn.Parameter(torch.randn(shape, generator=draw).to(path.device))
+    matrix = nn.Parameter(as_rows(stack.detach(), granularity).clone())
+    flags = path.flags
+    if path.fused and granularity[1] == "in_out":
+        optimizer = build(family, [stack], path, scale_invariant=granularity)
+        stack.grad = torch.ones_like(stack)
+        with pytest.raises(RuntimeError, match="the elements of a row side by side"):
+            optimizer.step()
+        return
+    ours = family.cls([stack], **family.base, **KWARGS[family.name], **flags,
+                      scale_invariant=granularity)  # fmt: skip
+    rows = family.cls([matrix], **family.base, **KWARGS[family.name], **flags,
+                      scale_invariant="row")  # fmt: skip
+    for _ in range(4):
+        grad = torch.randn(shape, generator=draw).to(path.device)
+        run_steps(ours, [[grad]])
+        run_steps(rows, [[as_rows(grad, granularity)]])
+    assert_close(as_rows(stack.detach(), granularity), matrix)
+
+
+@pytest.mark.parametrize(
+    ("value", "shape", "message"),
+    [
+        (("rows", (2, 3)), (6, 5), r"needs 5 rows, but .* of shape \(6, 5\) has 6"),
+        (("experts", "out_in"), (6, 5), r"needs three dimensions, but .* has shape \(6, 5\)"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(value, shape, message):
+    with pytest.raises(ValueError, match=message):
+        AdamP([nn.Parameter(torch.ones(shape))], scale_invariant=value)

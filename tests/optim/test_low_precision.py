@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from hf_adamp import SGDP, AdamP
-from hf_adamp.optim import low_precision
-from hf_adamp.optim.low_precision import _Noise
+from hf_adamp.optim.backends.torch_ops import foreach
+from hf_adamp.optim.storage import Noise, load
 from tests.training import assert_identical, params_of, run_steps, snapshot
 from tests.weights import generator, make_grads, make_weights
 
@@ -97,20 +97,20 @@ def test_rounding_follows_the_float32_run(make, rounding, gain):
 
 def test_stochastic_rounding_takes_a_neighbour_and_is_right_on_average():
     value = torch.tensor(1 + 1 / 512 + 1 / 128).expand(200_000).contiguous()
-    rounded = _Noise(value.device, 0).round(value)
+    rounded = Noise(value.device, 0).round(value)
     below, above = 1 + 1 / 128, 1 + 2 / 128
     assert set(rounded.unique().tolist()) == {below, above}
     # A quarter of the way: within four standard deviations of a quarter.
     share = (rounded == above).float().mean().item()
     assert abs(share - 0.25) < 4 * (0.25 * 0.75 / 200_000) ** 0.5
-    negative = _Noise(value.device, 0).round(-value)
+    negative = Noise(value.device, 0).round(-value)
     assert torch.equal(negative, -rounded)
 
 
 def test_stochastic_rounding_leaves_what_bfloat16_holds():
     values = torch.tensor([0.0, 1.0, -3.5, float("inf"), float("-inf"), 2.0**-130])
-    assert torch.equal(_Noise(values.device, 3).round(values), values)
-    assert _Noise(values.device, 3).round(torch.tensor([float("nan")])).isnan().all()
+    assert torch.equal(Noise(values.device, 3).round(values), values)
+    assert Noise(values.device, 3).round(torch.tensor([float("nan")])).isnan().all()
 
 
 @OPTIMIZERS
@@ -131,7 +131,7 @@ def held(optimizer):
     params = params_of(optimizer)
     return [param.detach().clone() for param in params], [
         {
-            key: low_precision._widened(value).clone() if torch.is_tensor(value) else value
+            key: load(value).clone() if torch.is_tensor(value) else value
             for key, value in optimizer.state[param].items()
         }
         for param in params
@@ -176,8 +176,8 @@ def test_checkpoints_take_the_precision_that_the_group_has(old, new, dtype):
             moment, wanted = after.state[param][key], fresh.state[param][key]
             assert type(moment) is type(wanted)
             assert moment.dtype == wanted.dtype
-            wide = low_precision._widened(moment)
-            expected = low_precision._widened(before.state[param][key])
+            wide = load(moment)
+            expected = load(before.state[param][key])
             # Eight bits a block, in the worst case of each.
             torch.testing.assert_close(wide, expected, rtol=0.05, atol=expected.abs().max() * 0.01)
     run_steps(after, gradients(params, 1))
@@ -294,9 +294,9 @@ def test_state_of_another_shape_is_refused_before_any_group_is_stepped(rounding)
 def test_pieces_give_what_the_whole_gives(make, rounding, monkeypatch):
     snapshots = []
     for elements in (1, 1 << 20):
-        monkeypatch.setattr(low_precision, "_PIECE_ELEMENTS", elements)
+        monkeypatch.setattr(foreach, "_CPU_CHUNK_ELEMENTS", elements)
         params = bfloat16_model()
-        optimizer = make(params, rounding=rounding, state_dtype="bfloat16")
+        optimizer = make(params, rounding=rounding, state_dtype="bfloat16", foreach=True)
         run_steps(optimizer, gradients(params, 4))
         snapshots.append(snapshot(optimizer))
     assert_identical(*snapshots)

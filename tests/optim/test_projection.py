@@ -5,17 +5,8 @@ import math
 import pytest
 import torch
 
-from hf_adamp.optim.projection import (
-    Extent,
-    Layout,
-    Statistic,
-    View,
-    choose_views,
-    has_rows,
-    radial_part,
-    shift_rows,
-    total,
-)
+from hf_adamp.optim.layout import Extent, Layout, Statistic, has_rows
+from hf_adamp.optim.projection import View, choose_views, radial_part, shift_rows, total
 
 EPS = 1e-8
 

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from hf_adamp import AdamP
-from hf_adamp.optim.backends import foreach
-from hf_adamp.optim.projection import Layout
+from hf_adamp.optim.backends.torch_ops import foreach
+from hf_adamp.optim.layout import Layout
 from tests.tables.optimizer_options import ADAMP, FAMILIES, SGDP_, families_and_paths
 from tests.tolerances import assert_close
 from tests.training import (
@@ -303,7 +303,7 @@ def test_frozen_weight_can_be_thawed(family, path):
 
 
 def test_layouts_of_a_model_of_many_chunks_are_built_once(monkeypatch):
-    monkeypatch.setattr(foreach, "chunk_elements", 4)
+    monkeypatch.setattr(foreach, "_CPU_CHUNK_ELEMENTS", 4)
     built = []
     build_layout = Layout.build
     monkeypatch.setattr(Layout, "build", lambda *a, **k: built.append(1) or build_layout(*a, **k))

@@ -1,7 +1,7 @@
 """Good and bad keyword arguments of the optimizers, and the paths that compute a step."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from decimal import Decimal
 from enum import Enum
 from fractions import Fraction
@@ -13,8 +13,7 @@ import pytest
 import torch
 
 from hf_adamp import SGDP, AdamP
-from hf_adamp.optim.backends import native
-from hf_adamp.optim.bucket import Bucket, SGDRule
+from hf_adamp.optim.backends.cpu import library
 from tests.references import ReferenceAdamP, ReferenceSGDP
 
 
@@ -159,6 +158,11 @@ _BAD_IN_BOTH = [
     Bad({"scale_invariant": ("head", 2.0)}, TypeError, r"must have an integer as its second"),
     Bad({"scale_invariant": ("head", True)}, TypeError, r"must have an integer as its second"),
     Bad({"scale_invariant": {"head", 2}}, TypeError, r"scale_invariant=.* must be"),
+    Bad({"scale_invariant": ("rows", ())}, ValueError, r"scale_invariant=\('rows', \(\)\) must be"),
+    Bad({"scale_invariant": ("rows", (2, 0))}, ValueError, r"must have at least 1 as its second"),
+    Bad({"scale_invariant": ("rows", (2, 1.5))}, TypeError, r"must have integers in its second"),
+    Bad({"scale_invariant": ("experts", "in")}, ValueError, r"scale_invariant=.* must be"),
+    Bad({"scale_invariant": "experts:out"}, ValueError, r"scale_invariant='experts:out' must be"),
     Bad({"scale_invariant": "heads:8"}, ValueError, r"scale_invariant='heads:8' must be"),
     Bad({"rounding": 3}, ValueError, r"rounding=3 must be \"nearest\""),
     Bad({"state_dtype": False}, ValueError, r"state_dtype=False must be None"),
@@ -225,6 +229,9 @@ _CONVERTED_IN_BOTH = [
     Converted({"scale_invariant": "head: 3"}, ("head", 3)),
     Converted({"scale_invariant": ["head_dim", 2]}, ("head_dim", 2)),
     Converted({"scale_invariant": Listing("head", numpy.int32(2))}, ("head", 2)),
+    Converted({"scale_invariant": ["rows", [4, numpy.int64(2)]]}, ("rows", (4, 2))),
+    Converted({"scale_invariant": "rows:4 + 2"}, ("rows", (4, 2))),
+    Converted({"scale_invariant": Listing("rows", Listing(6))}, ("rows", (6,))),
 ]
 
 CONVERTED = {
@@ -287,20 +294,18 @@ class Path:
 
     Attributes:
         flags: keyword arguments of the optimizer.
-        fused: the module of `hf_adamp.optim.backends` that `fused` is pinned to, or None.
+        fused: whether it is a kernel of ours.
         device: where its weights live.
         dense_only: whether it refuses weights, gradients and state that are not dense and alike.
         dtypes: the dtypes of weights that it takes.
-        refuses: for each optimizer, the names in `GOOD` that it refuses.
     """
 
     name: str
     flags: dict[str, Any]
-    fused: str | None = None
+    fused: bool = False
     device: str = "cpu"
     dense_only: bool = False
     dtypes: tuple[torch.dtype, ...] = DTYPES
-    refuses: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 # A new backend joins every comparison by one entry.
@@ -309,17 +314,9 @@ PATHS = [
     Path("foreach", {"foreach": True}),
     Path("single_tensor", {"foreach": False}),
     Path(
-        "torch_fused",
-        {"fused": True},
-        fused="torch_fused",
-        dense_only=True,
-        dtypes=(torch.float32, torch.float64),
-        refuses={"AdamP": ("nesterov", "all"), "SGDP": ("dampening",)},
-    ),
-    Path(
         "native",
         {"fused": True},
-        fused="native",
+        fused=True,
         dense_only=True,
         dtypes=(torch.float32, *HALVES),
     ),
@@ -333,18 +330,9 @@ def _missing(path):
     """What this machine lacks for the path, or an empty string."""
     if path.device == "cuda" and not torch.cuda.is_available():
         return "needs CUDA"
-    if path.fused == "native" and native.refusal(_ANY_BUCKET):
-        return f"the native kernel {native.refusal(_ANY_BUCKET)}"
+    if path.fused and path.device == "cpu" and library.load()[0] is None:
+        return f"the native kernel {library.load()[1]}"
     return ""
-
-
-_ANY_BUCKET = Bucket(
-    [torch.zeros(1)],
-    [torch.zeros(1)],
-    (),
-    [],
-    SGDRule(0.1, 0.0, 0.0, 1e-8, 0.0, 0.1, 0.1, False, False),
-)
 
 
 def _param(path, *values, name, dtype=None):
@@ -380,7 +368,6 @@ def cases(family, dtypes=(torch.float32,)):
         _param(path, good, name=f"{good.name}-{dtype}-", dtype=dtype)
         for good in GOOD[family.name]
         for path in PATHS
-        if good.name not in path.refuses.get(family.name, ())
         for dtype in dtypes
         if dtype in path.dtypes
     ]

@@ -24,7 +24,7 @@ from hf_adamp.diagnostics.probe.examination import examine
 from hf_adamp.diagnostics.probe.probe_report import ProbeReport
 from hf_adamp.diagnostics.probe.sandbox import in_float64
 from hf_adamp.diagnostics.probe.weights import Granularity, WeightReport
-from hf_adamp.optim.projection import has_rows
+from hf_adamp.optim.layout import has_rows
 
 __all__ = ["Granularity", "ProbeReport", "WeightReport", "probe"]
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from hf_adamp.diagnostics.probe.evaluation import Gradients, Subject
 from hf_adamp.diagnostics.probe.scaling import Finding, Screen, confirm, find
-from hf_adamp.optim.projection import Extent, Layout, View, choose_views, total
+from hf_adamp.optim.layout import Extent, Layout
+from hf_adamp.optim.projection import View, choose_views, total
 
 __all__ = ["examine"]
 

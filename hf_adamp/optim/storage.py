@@ -7,8 +7,8 @@ the probability that makes its expectation right. State may be kept in bfloat16,
 stochastically, since a second moment that changes by a thousandth a step would stand still too, or
 in 8 bits with torchao's block-wise quantization.
 
-A piece of the weights at a time is widened to float32, stepped as any other, and put back, so the
-memory on top is that of a piece.
+This file loads tensors into working precision and stores them; a step is computed in between, from
+moments as they are kept. The C kernel has a load and a store of its own for 16 bits.
 
 Sources: Kahan, "Further remarks on reducing truncation errors", 1965; Zamirai et al., "Revisiting
 BFloat16 Training", 2020, https://arxiv.org/abs/2010.06192; Dettmers et al., "8-bit Optimizers via
@@ -17,24 +17,30 @@ Block-wise Quantization", ICLR 2022, https://arxiv.org/abs/2110.02861.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .backends import Flags
-from .bucket import Bucket, working_dtype
-from .distributed import Reducer, is_sharded
-from .projection import StepRecord
-from .step import run
+from .memory import working_dtype
+from .sharding.dtensor import is_sharded
 
-__all__ = ["Precision", "as_moment", "load_quantizer", "new_moment", "step_in_low_precision"]
+__all__ = [
+    "Noise",
+    "Precision",
+    "as_moment",
+    "is_low",
+    "load",
+    "load_quantizer",
+    "load_weight",
+    "new_moment",
+    "store",
+    "store_weight",
+]
 
-# Of all that is widened at once, unless one weight is larger.
-_PIECE_ELEMENTS = 1 << 20
 # What torchao's optimizers quantize by; smaller weights are not worth it.
 _BLOCK_ELEMENTS = 256
 _LEAST_ELEMENTS = 4096
@@ -97,75 +103,49 @@ def as_moment(
     if not becomes_8_bit and not is_8_bit:
         return value.to(dtype=_dtype(param, state_dtype), device=param.device)
     moment = new_moment(param, state_dtype, signed=signed)
-    _part(moment).copy_(_widened(_part(value.to(param.device))))
+    _part(moment).copy_(load(_part(value.to(param.device))))
     return moment
 
 
-def step_in_low_precision(
-    bucket: Bucket,
-    flags: Flags,
-    precision: Precision,
-    *,
-    compensations: Sequence[Tensor | None],
-    seeds: Sequence[int],
-    reducer: Reducer | None = None,
-    recording: bool = False,
-) -> list[StepRecord]:
-    """Update the weights of a bucket that are kept in low precision, or whose state is.
+def is_low(moment: Tensor) -> bool:
+    """Whether a moment is kept in fewer bits than a step is computed in."""
+    return moment.dtype == torch.bfloat16 or _is_quantized(moment)
 
-    Args:
-        bucket: the weights, this process's parts where they are sharded.
-        flags: what the bucket asks of its backend.
-        precision: what weights and state are rounded to, and how.
-        compensations: with rounding="kahan" what rounding has cut off each weight so far, None for
-            those that are in working precision.
-        seeds: where each weight's random numbers begin, the same on all processes that hold a copy
-            of it.
-        reducer: as for `step.run`. Weights are widened all at once where any is sharded, since
-            processes cannot meet once a piece.
-        recording: as for `step.run`.
 
-    Returns:
-        The records of all pieces.
+def load(tensor: Tensor) -> Tensor:
+    """A moment or a gradient in working precision; itself where it is in it already."""
+    full = _dequantized(tensor) if _is_quantized(tensor) else tensor
+    return full.to(working_dtype(full.dtype))
+
+
+def load_weight(param: Tensor, compensation: Tensor | None) -> Tensor:
+    """A weight in working precision, with what rounding has cut off it so far."""
+    wide = load(param)
+    if compensation is None or wide is param:
+        return wide
+    return wide + _at_most_rounded(compensation, param)
+
+
+def store(stored: Tensor, wide: Tensor, noise: Noise | None = None) -> Tensor:
+    """Put a tensor back, rounded; returns what is kept of it, in working precision.
+
+    A bfloat16 tensor is rounded stochastically if there is noise.
     """
-    bounds = [(0, len(bucket.params))] if reducer is not None else list(_pieces(bucket.params))
-    records: list[StepRecord] = []
-    for begin, end in bounds:
-        piece = bucket.part(begin, end)
-        wide = _widen(piece, compensations[begin:end])
-        found = run([wide], [flags], reducer=reducer, recording=recording)
-        _narrow(wide, piece, precision, compensations[begin:end], seeds[begin:end])
-        stored = {id(w): param for w, param in zip(wide.params, piece.params, strict=True)}
-        records += [
-            replace(record, params=tuple(stored.get(id(p), p) for p in record.params))
-            for record in found
-        ]
-    return records
+    if stored is wide:
+        return wide
+    if noise is not None and stored.dtype == torch.bfloat16:
+        wide = noise.round(wide)
+    stored.copy_(wide)
+    return wide
 
 
-def _pieces(params: Sequence[Tensor]) -> Iterator[tuple[int, int]]:
-    begin = size = 0
-    for index, param in enumerate(params):
-        if size and size + param.numel() > _PIECE_ELEMENTS:
-            yield begin, index
-            begin, size = index, 0
-        size += param.numel()
-    if params:
-        yield begin, len(params)
-
-
-def _widen(piece: Bucket, compensations: Sequence[Tensor | None]) -> Bucket:
-    """The piece in working precision; tensors that are in it already are not copied."""
-    params = list(map(_widened, piece.params))
-    for wide, param, compensation in zip(params, piece.params, compensations, strict=False):
-        if wide is not param and compensation is not None:
-            wide.add_(_at_most_rounded(compensation, param))
-    return replace(
-        piece,
-        params=params,
-        grads=list(map(_widened, piece.grads)),
-        moments=tuple(list(map(_widened, moment)) for moment in piece.moments),
-    )
+def store_weight(
+    param: Tensor, wide: Tensor, compensation: Tensor | None, noise: Noise | None
+) -> None:
+    """Put a weight back; a compensation takes what rounding cuts off it."""
+    store(param, wide, noise)
+    if compensation is not None and wide is not param:
+        compensation.copy_(wide - param)
 
 
 def _at_most_rounded(compensation: Tensor, param: Tensor) -> Tensor:
@@ -180,11 +160,6 @@ def _at_most_rounded(compensation: Tensor, param: Tensor) -> Tensor:
     return torch.clamp(compensation, -bound, bound)
 
 
-def _widened(tensor: Tensor) -> Tensor:
-    full = _dequantized(tensor) if _is_quantized(tensor) else tensor
-    return full.to(working_dtype(full.dtype))
-
-
 def _dequantized(tensor: Any) -> Tensor:
     full: Tensor = tensor.dequantize()
     if not tensor.signed:
@@ -195,36 +170,7 @@ def _dequantized(tensor: Any) -> Tensor:
     return full
 
 
-def _narrow(
-    wide: Bucket,
-    piece: Bucket,
-    precision: Precision,
-    compensations: Sequence[Tensor | None],
-    seeds: Sequence[int],
-) -> None:
-    """Put the piece back, rounded."""
-    for index, param in enumerate(piece.params):
-        noise = _Noise(param.device, seeds[index])
-        for moments, wide_moments in zip(piece.moments, wide.moments, strict=True):
-            _put(moments[index], wide_moments[index], noise)
-        result = wide.params[index]
-        if result is param:
-            continue
-        _put(param, result, noise if precision.rounding == "stochastic" else None)
-        compensation = compensations[index] if compensations else None
-        if compensation is not None:
-            compensation.copy_(result - param)
-
-
-def _put(stored: Tensor, wide: Tensor, noise: _Noise | None) -> None:
-    if stored is wide:
-        return
-    if noise is not None and stored.dtype == torch.bfloat16:
-        wide = noise.round(wide)
-    stored.copy_(wide)
-
-
-class _Noise:
+class Noise:
     """Random numbers that depend on a seed alone.
 
     Copies of a weight on several processes have to be rounded alike, whatever else their random

@@ -1,0 +1,349 @@
+"""The CPU's fast path: csrc/kernel.c, one pass over memory and one call for all weights.
+
+The kernel is compiled when the package is installed, if there is a C compiler, and loaded with
+ctypes. Here are the tables that it works by, made once for a plan, and the addresses of a step.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from enum import IntEnum
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...layout import Piece, Placement, Statistic
+from ...memory import are_row_major, has_no_address, working_dtype
+from ...projection import Decision, View, Views, total
+from ...rules import AdamRule
+from ..base import Backend, Candidate, Members, Outcome, Prepared, Step
+from .library import SEGMENT, Problem, Rule, has_float16, load
+
+__all__ = ["NATIVE", "Native"]
+
+_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_ROUNDINGS = {"nearest": 0, "kahan": 1, "stochastic": 2}
+# About 100 microseconds of work: enough to make taking a task cheap, little enough to balance.
+_TASK_ELEMENTS = 65536
+# Below this, waking a second thread takes longer than the work.
+_PARALLEL_ELEMENTS = 1 << 17
+
+
+class Mode(IntEnum):
+    """`enum mode`: how a weight is worked on."""
+
+    VECTOR = 0
+    WHOLE = 1
+    GUESS = 2
+    DEFER = 3
+
+
+class Native(Backend):
+    """Serves the CPU, wherever an address tells all of a weight."""
+
+    name = "native"
+    is_fused = True
+    skips = True
+
+    def is_default_for(self, device_type: str) -> bool:
+        """The fastest on a CPU."""
+        return device_type == "cpu"
+
+    def refusal(self, candidate: Candidate) -> str | None:
+        """Why it cannot serve weights like this, or None where it can."""
+        param = candidate.param
+        if param.device.type != "cpu":
+            return f"is for the CPU, not {param.device.type}"
+        library, reason = load()
+        if library is None:
+            return reason
+        if param.dtype not in _DTYPES or candidate.grad.dtype != param.dtype:
+            return f"has no kernel for {param.dtype} weights with {candidate.grad.dtype} gradients"
+        if param.dtype == torch.float16 and not has_float16():
+            return "was compiled without float16"
+        return _option_refusal(candidate) or _memory_refusal(candidate)
+
+    def prepare(self, members: Members) -> NativeSection:
+        """Make what outlasts a step."""
+        return NativeSection(members)
+
+
+NATIVE = Native()
+
+
+def _option_refusal(candidate: Candidate) -> str | None:
+    rule = candidate.rule
+    betas = (rule.beta1, rule.beta2) if isinstance(rule, AdamRule) else ()
+    if any(isinstance(option, Tensor) for option in (rule.lr, *betas)):
+        return "takes lr and betas as floats only"
+    count = candidate.state_step
+    if count is not None and (count.dtype != torch.float32 or not count.is_cpu):
+        return f"needs counts of steps in float32 on the CPU, not {count.dtype} on {count.device}"
+    return None
+
+
+def _memory_refusal(candidate: Candidate) -> str | None:
+    param, wanted = candidate.param, working_dtype(candidate.param.dtype)
+    for tensor in candidate.tensors:
+        if has_no_address(tensor):
+            return f"reads memory that a {type(tensor).__name__} may not have"
+    kinds = {moment.dtype for moment in candidate.moments}
+    if not kinds <= {wanted} and kinds != {torch.bfloat16}:
+        return f"needs state in {wanted}, not {', '.join(map(str, kinds - {wanted}))}"
+    if candidate.compensation is not None and candidate.compensation.dtype != param.dtype:
+        return f"needs a compensation in {param.dtype}, not {candidate.compensation.dtype}"
+    if not are_row_major(*candidate.tensors):
+        return "needs weight, gradient and state in the same dense, row-major layout"
+    pieces = [piece for placement in candidate.placements for piece in placement.pieces or ()]
+    if pieces and not all(map(Tensor.is_contiguous, candidate.tensors)):
+        return "needs contiguous memory where a tensor holds pieces of rows"
+    if any(piece.stride[1] != 1 for piece in pieces):
+        return "needs the elements of a row side by side"
+    return None
+
+
+class NativeSection(Prepared):
+    """A section as the kernel's tables, and the numbers that it leaves."""
+
+    def __init__(self, members: Members) -> None:
+        super().__init__(members)
+        tables = _Tables(members)
+        rows = sum(placement.extent.rows for placement in members.matrices() if placement.extent)
+
+        def numbers(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.float32, device="cpu")
+
+        self._stats = numbers(len(Statistic), rows)
+        self._shift, self._written = numbers(rows), numbers(rows)
+        self._views = torch.zeros(len(tables.blocks), dtype=torch.int8, device="cpu")
+        self._of_matrices = torch.tensor(tables.matrices, dtype=torch.int64, device="cpu")
+        partials = numbers(tables.slots, len(Statistic))
+        scalars = numbers(len(members.numels), 2)
+        left = array("q", bytes(8 * len(tables.blocks)))
+        # A param group's number here: sections leave out groups.
+        seen: dict[int, int] = {}
+        rule_of = array("q", [seen.setdefault(group, len(seen)) for group in members.groups])
+        arrays = [
+            *(array("q", chain.from_iterable(table)) for table in (tables.blocks, tables.tasks)),
+            *(array("q", numbers) for numbers in (tables.order, tables.vectors)),
+        ]
+        blocks, tasks, order, vectors = (table.buffer_info()[0] for table in arrays)
+        # Whatever the kernel is told the address of must live as long as this.
+        self._alive: list[Any] = [partials, scalars, left, rule_of, *arrays]
+        self._rules: tuple[Any, ...] = ()
+        self._threads = sum(members.numels) >= _PARALLEL_ELEMENTS
+        self._problem = Problem(
+            n_tensors=len(members.numels),
+            n_blocks=len(tables.blocks),
+            n_tasks=len(tables.tasks),
+            n_order=len(tables.order),
+            rounding=_ROUNDINGS[members.rounding],
+            rule_of=rule_of.buffer_info()[0],
+            scalars=scalars.data_ptr(),
+            blocks=blocks,
+            tasks=tasks,
+            order=order,
+            vectors=vectors,
+            left=left.buffer_info()[0],
+            stats=self._stats.data_ptr(),
+            n_rows=rows,
+            partials=partials.data_ptr(),
+            written=self._written.data_ptr(),
+            shift=self._shift.data_ptr(),
+            views=self._views.data_ptr(),
+        )
+
+    def run(self, step: Step) -> Outcome | None:
+        """All three stages in one call."""
+        self._call("step", step)
+        if self.members.layout is None or not step.recording:
+            return None
+        views = self._views[self._of_matrices]
+        decision = Decision(Views(views == View.CHANNEL, views == View.LAYER), self._shift)
+        return Outcome(self._stats, total(self._stats, self.members.layout), decision)
+
+    def accumulate(self, step: Step) -> Tensor:
+        """Advance the moments, sum up rows, and write those whose shift can be guessed."""
+        # What a process has no gradient for adds nothing to the others' sums.
+        self._stats.zero_()
+        self._call("measure", step)
+        return self._stats
+
+    def apply(self, step: Step, decision: Decision | None) -> None:
+        """Write what was not, or by a wrong guess."""
+        if decision is not None:
+            self._shift.copy_(decision.shift)
+            self._call("write", step)
+
+    def check(self, step: Step) -> None:
+        """Take the addresses of this step; an empty one is nobody's memory."""
+        kept = [compensation for compensation in step.compensations if compensation is not None]
+        self._grads = _gradients(step.grads)
+        moments1, moments2 = (*step.moments, [], [])[:2]
+        tensors = {
+            "weights": step.params,
+            "moments1": moments1,
+            "moments2": moments2,
+            "counts": step.state_steps,
+            "compensations": kept,
+        }
+        self._addresses = {name: _addresses(own) if own else None for name, own in tensors.items()}
+
+    def _call(self, function: str, step: Step) -> None:
+        library, _ = load()
+        assert library is not None
+        problem = self._problem
+        seeds = array("q", step.seeds)
+        problem.grads, problem.seeds = _begin(self._grads), _begin(seeds) if seeds else None
+        for name, table in self._addresses.items():
+            setattr(problem, name, None if table is None else _begin(table))
+        problem.weight_dtype = _DTYPES[step.params[0].dtype]
+        problem.moment_dtype = _DTYPES[step.moments[0][0].dtype] if step.moments else 0
+        self._set_rules(step)
+        threads = torch.get_num_threads() if self._threads else 1
+        getattr(library, f"hf_adamp_{function}")(ctypes.byref(problem), threads)
+        # What autograd goes by to find that a tensor it saved has changed. It never saves moments.
+        changed = [p for p, grad in zip(step.params, self._grads, strict=True) if grad]
+        torch.autograd.graph.increment_version(changed)
+
+    def _set_rules(self, step: Step) -> None:
+        rules = tuple(rule for rule, _ in step.rules)
+        if rules == self._rules:
+            return
+        table = (Rule * len(rules))()
+        for entry, rule in zip(table, rules, strict=True):
+            betas = (rule.beta1, rule.beta2) if isinstance(rule, AdamRule) else (0.0, 0.0)
+            values = (*rule.coefficients, 0, rule.lr, *betas)
+            for field, value in zip(Rule._fields_, values, strict=True):
+                setattr(entry, field[0], value)
+        self._problem.kind = rules[0].kind
+        self._problem.rules = ctypes.addressof(table)
+        self._rules, self._rule_table = rules, table
+
+
+def _begin(table: array[int]) -> int:
+    return table.buffer_info()[0]
+
+
+def _addresses(tensors: list[Tensor]) -> array[int]:
+    found = array("q", map(Tensor.data_ptr, tensors))
+    if 0 in found:
+        _mark_empty(found, tensors)
+    return found
+
+
+def _gradients(grads: list[Tensor | None]) -> array[int]:
+    """Addresses of gradients; 0 where there is none."""
+    try:
+        found = array("q", map(Tensor.data_ptr, grads))  # type: ignore[arg-type]
+    except TypeError:
+        found = array("q", [0 if grad is None else grad.data_ptr() for grad in grads])
+    if 0 in found:
+        _mark_empty(found, grads)
+    return found
+
+
+def _mark_empty(found: array[int], tensors: Sequence[Tensor | None]) -> None:
+    """Tell a tensor without elements, whose weight takes a step, from one without memory."""
+    for index, tensor in enumerate(tensors):
+        if tensor is not None and not found[index]:
+            if tensor.numel():
+                raise RuntimeError(
+                    f"a weight, gradient or state of shape {tuple(tensor.shape)} has no memory; "
+                    "give it back before the step."
+                )
+            found[index] = 1
+
+
+class _Tables:
+    """What the kernel works by; each row in the order of the fields of its structure."""
+
+    def __init__(self, members: Members) -> None:
+        self.blocks: list[tuple[int, ...]] = []
+        self.tasks: list[tuple[int, ...]] = []
+        self.order: list[int] = []
+        self.vectors: list[int] = []
+        self.matrices: list[int] = []
+        self.slots = 0
+        self._rows = 0
+        written: list[int] = []
+        for tensor, placements in enumerate(members.placements):
+            for placement in placements:
+                later = self._add(tensor, placement, members)
+                # A weight later, so that all of it has been measured by then.
+                self.order += written
+                written = later
+        self.order += written
+
+    def _add(self, tensor: int, placement: Placement, members: Members) -> list[int]:
+        """Add a weight; returns the entries of the queue that write it, if there are any."""
+        extent = placement.extent
+        pieces = placement.pieces or (_whole(members.numels[tensor], placement),)
+        mode = _mode(placement, pieces, members)
+        block, first_task = len(self.blocks), len(self.tasks)
+        self.tasks += self._cut(block, mode, pieces)
+        numbers = range(first_task, len(self.tasks))
+        rows, columns, numel, vectors = (
+            (extent.rows, extent.columns, extent.numel, extent.vectors)
+            if extent is not None
+            else (0, 0, 0, ())
+        )
+        self.blocks.append(
+            (
+                *(tensor, mode, self._rows, rows, columns, numel),
+                *(len(self.vectors), len(vectors), first_task, len(numbers)),
+            )
+        )
+        self.vectors += vectors
+        self._rows += rows
+        if extent is not None:
+            self.matrices.append(block)
+        self.order += numbers
+        return [-1 - task for task in numbers] if mode in (Mode.GUESS, Mode.DEFER) else []
+
+    def _cut(self, block: int, mode: Mode, pieces: Iterable[Piece]) -> Iterator[tuple[int, ...]]:
+        for piece in pieces:
+            (rows, columns), (stride, _) = piece.shape, piece.stride
+            if not columns:
+                continue
+            width = _TASK_ELEMENTS if mode is Mode.VECTOR else SEGMENT
+            if columns <= width:
+                height = rows if mode is Mode.WHOLE else max(1, _TASK_ELEMENTS // columns)
+                for row in range(0, rows, height):
+                    first, count = piece.row + row, min(height, rows - row)
+                    yield block, first, count, piece.offset + row * stride, columns, stride, -1
+                continue
+            for row in range(rows):
+                for begin in range(0, columns, width):
+                    offset = piece.offset + row * stride + begin
+                    length = min(width, columns - begin)
+                    slot = -1 if mode is Mode.VECTOR else self.slots
+                    self.slots += mode is not Mode.VECTOR
+                    yield block, piece.row + row, 1, offset, length, 0, slot
+
+
+def _whole(numel: int, placement: Placement) -> Piece:
+    """A tensor as one piece: all of its rows, or a vector."""
+    if placement.extent is None:
+        return Piece(0, 0, (1, numel), (numel, 1))
+    rows = placement.extent.rows
+    columns = numel // rows if rows else 0
+    return Piece(0, 0, (rows, columns), (columns, 1))
+
+
+def _mode(placement: Placement, pieces: tuple[Piece, ...], members: Members) -> Mode:
+    extent = placement.extent
+    if extent is None:
+        return Mode.VECTOR
+    fits = len(pieces) == 1 and pieces[0].shape[0] * pieces[0].shape[1] <= SEGMENT
+    if fits and not members.is_shared:
+        return Mode.WHOLE
+    # A row that is cut does not know its sums; 16 bits lose the weight that was.
+    is_cut = bool(placement.row_slots) or any(piece.shape[1] > SEGMENT for piece in pieces)
+    if is_cut or extent.vectors or not members.is_recoverable:
+        return Mode.DEFER
+    return Mode.GUESS

@@ -1,0 +1,322 @@
+/* AdamP and SGDP on a CPU in one pass over memory, and one call a step.
+ *
+ * Plain C on raw addresses: no torch headers, no Python headers, so it survives upgrades of both.
+ *
+ * A weight's rows must be measured before anybody knows whether they are projected, and memory is
+ * what a step costs. So rows are written in the pass that measures them, by a guess (rows.h), and
+ * those that the decision (decision.h) proves wrong are recovered and written again. Nothing is
+ * remembered from step to step.
+ *
+ * Threads take tasks from one queue. A weight's rows are written again a weight later in it, while
+ * they are in a cache: whoever has measured a weight's last task decides, and a task that is to be
+ * written waits for that. Statistics of a row are summed by one thread in one order, long rows in
+ * parts that are added in order, so results do not depend on the number of threads.
+ */
+#include "types.h"
+
+#include <sched.h>
+
+typedef uint16_t bfloat16;
+
+INLINE float from_bits(uint32_t bits)
+{
+    union { uint32_t bits; float value; } word = { .bits = bits };
+    return word.value;
+}
+
+INLINE uint32_t to_bits(float x)
+{
+    union { float value; uint32_t bits; } word = { .value = x };
+    return word.bits;
+}
+
+INLINE float load_bfloat16(bfloat16 x)
+{
+    return from_bits((uint32_t)x << 16);
+}
+
+INLINE bfloat16 store_bfloat16(float x)
+{
+    const uint32_t bits = to_bits(x), rounded = bits + 0x7fff + ((bits >> 16) & 1);
+    /* A NaN's payload must not be rounded into infinity. */
+    return x != x ? 0x7fc0 : (bfloat16)(rounded >> 16);
+}
+
+/* 16 random bits for an element: a hash of where it is, of the seed of its weight and step, and of
+ * what they are for. The mixer is Wellons' lowbias32, https://nullprogram.com/blog/2018/07/31/. */
+INLINE uint32_t noise_of(uint64_t seed, int64_t i, uint32_t purpose)
+{
+    uint32_t x = (uint32_t)i * 4 + purpose + (uint32_t)seed;
+    x ^= x >> 16;
+    x *= 0x7feb352dU;
+    x ^= (x >> 15) ^ (uint32_t)(seed >> 32);
+    x *= 0x846ca68bU;
+    return x >> 16;
+}
+
+/* One of the two neighbours of x that bfloat16 holds, right on average. */
+INLINE float stochastic(float x, uint32_t noise)
+{
+    const float rounded = from_bits((to_bits(x) + noise) & 0xffff0000U);
+    /* Infinity plus noise would be NaN. */
+    return fabsf(x) <= 3.4028235e38f ? rounded : x;
+}
+
+/* The step of an element from its moments, which have been advanced. */
+INLINE float step_of(int kind, float g, float m, float v, const struct rule *rule,
+                     struct scalars scalars)
+{
+    if (kind == PLAIN)
+        return scalars.step_size * (rule->of_grad * g);
+    /* Not a product with 0, which an infinite gradient would turn into NaN. */
+    const float ahead = rule->of_grad != 0 ? rule->of_grad * g : 0;
+    const float numerator = rule->of_moment * m + ahead;
+    if (kind == MOMENTUM)
+        return scalars.step_size * numerator;
+    return scalars.step_size * (numerator / (sqrtf(v) * scalars.inverse_root + rule->eps));
+}
+
+/* The sum of each statistic's lanes. Written out, since a loop over the halves stays a loop. */
+INLINE void add_lanes(float lanes[STATISTICS][LANES], float *sums)
+{
+#pragma GCC unroll 5
+    for (int k = 0; k < STATISTICS; k++) {
+        float eight[LANES / 2], four[LANES / 4];
+        for (int l = 0; l < LANES / 2; l++)
+            eight[l] = lanes[k][l] + lanes[k][l + LANES / 2];
+        for (int l = 0; l < LANES / 4; l++)
+            four[l] = eight[l] + eight[l + LANES / 4];
+        sums[k] = (four[0] + four[2]) + (four[1] + four[3]);
+    }
+}
+
+#include "decision.h"
+
+#define KEEP_FLOAT32(x, noise) (x)
+#define KEEP_BFLOAT16(x, noise) ((bfloat16)(to_bits(stochastic(x, noise)) >> 16))
+
+#define WEIGHT float
+#define LOAD(x) (x)
+#define STORE(x) (x)
+#define CUT 0.0f
+#define TINY 0.0f
+#define IS_16_BIT 0
+#define MOMENT float
+#define IS_LOW 0
+#define LOAD_MOMENT(x) (x)
+#define KEEP_MOMENT KEEP_FLOAT32
+#define NAME(f) f##_float32
+#include "rows.h"
+
+#define WEIGHT float
+#define LOAD(x) (x)
+#define STORE(x) (x)
+#define CUT 0.0f
+#define TINY 0.0f
+#define IS_16_BIT 0
+#define MOMENT bfloat16
+#define IS_LOW 1
+#define LOAD_MOMENT load_bfloat16
+#define KEEP_MOMENT KEEP_BFLOAT16
+#define NAME(f) f##_float32_low
+#include "rows.h"
+
+#define WEIGHT bfloat16
+#define LOAD load_bfloat16
+#define STORE store_bfloat16
+#define CUT 0x1p-8f
+#define TINY 0x1p-133f
+#define IS_16_BIT 1
+#define MOMENT float
+#define IS_LOW 0
+#define LOAD_MOMENT(x) (x)
+#define KEEP_MOMENT KEEP_FLOAT32
+#define NAME(f) f##_bfloat16
+#include "rows.h"
+
+#define WEIGHT bfloat16
+#define LOAD load_bfloat16
+#define STORE store_bfloat16
+#define CUT 0x1p-8f
+#define TINY 0x1p-133f
+#define IS_16_BIT 1
+#define MOMENT bfloat16
+#define IS_LOW 1
+#define LOAD_MOMENT load_bfloat16
+#define KEEP_MOMENT KEEP_BFLOAT16
+#define NAME(f) f##_bfloat16_low
+#include "rows.h"
+
+#ifdef __FLT16_MAX__
+#define HAS_FLOAT16 1
+#define WEIGHT _Float16
+#define LOAD(x) ((float)(x))
+#define STORE(x) ((_Float16)(x))
+#define CUT 0x1p-11f
+#define TINY 0x1p-24f
+#define IS_16_BIT 1
+#define MOMENT float
+#define IS_LOW 0
+#define LOAD_MOMENT(x) (x)
+#define KEEP_MOMENT KEEP_FLOAT32
+#define NAME(f) f##_float16
+#include "rows.h"
+
+#define WEIGHT _Float16
+#define LOAD(x) ((float)(x))
+#define STORE(x) ((_Float16)(x))
+#define CUT 0x1p-11f
+#define TINY 0x1p-24f
+#define IS_16_BIT 1
+#define MOMENT bfloat16
+#define IS_LOW 1
+#define LOAD_MOMENT load_bfloat16
+#define KEEP_MOMENT KEEP_BFLOAT16
+#define NAME(f) f##_float16_low
+#include "rows.h"
+#else
+#define HAS_FLOAT16 0
+#define measure_task_float16 measure_task_bfloat16
+#define measure_task_float16_low measure_task_bfloat16_low
+#define write_task_float16 write_task_bfloat16
+#define write_task_float16_low write_task_bfloat16_low
+#endif
+
+typedef void (*work)(const struct problem *p, const struct task *t);
+
+/* By type of weight and whether moments are bfloat16. */
+static const work MEASURE[3][2] = {
+    {measure_task_float32, measure_task_float32_low},
+    {measure_task_bfloat16, measure_task_bfloat16_low},
+    {measure_task_float16, measure_task_float16_low},
+};
+static const work WRITE[3][2] = {
+    {write_task_float32, write_task_float32_low},
+    {write_task_bfloat16, write_task_bfloat16_low},
+    {write_task_float16, write_task_float16_low},
+};
+
+/* The sums of a block's split rows, from their parts in order. */
+static void add_parts(const struct problem *p, int64_t block)
+{
+    const struct block *b = &p->blocks[block];
+    int64_t row = -1;
+    for (int64_t i = b->first_task; i < b->first_task + b->tasks; i++) {
+        const struct task *t = &p->tasks[i];
+        if (t->slot < 0)
+            return;
+        for (int k = 0; k < STATISTICS; k++) {
+            float *sum = &p->stats[k * p->n_rows + b->first_row + t->row];
+            *sum = (t->row == row ? *sum : 0) + p->partials[STATISTICS * t->slot + k];
+        }
+        row = t->row;
+        p->written[b->first_row + row] = NAN;
+    }
+}
+
+/* Count the step of each weight that has a gradient, and what follows from its count. */
+static void count_steps(const struct problem *p)
+{
+    double count = -1, correction1 = 1, correction2 = 1;
+    int64_t rule_of = -1;
+    for (int64_t t = 0; t < p->n_tensors; t++) {
+        const struct rule *rule = &p->rules[p->rule_of[t]];
+        if (!p->grads[t])
+            continue;
+        if (p->kind != ADAM) {
+            p->scalars[t] = (struct scalars){(float)rule->lr, 0};
+            continue;
+        }
+        *p->counts[t] += 1;
+        /* Almost always every weight has taken as many steps as the one before it. */
+        if (*p->counts[t] != count || p->rule_of[t] != rule_of) {
+            count = *p->counts[t];
+            rule_of = p->rule_of[t];
+            correction1 = 1 - pow(rule->beta1, count);
+            correction2 = sqrt(1 - pow(rule->beta2, count));
+        }
+        p->scalars[t] = (struct scalars){(float)(rule->lr / correction1), (float)(1 / correction2)};
+    }
+}
+
+INLINE int has_gradient(const struct problem *p, const struct task *t)
+{
+    return p->grads[p->blocks[t->block].tensor] != 0;
+}
+
+/* Measure a task and, if it was its weight's last one, decide. */
+static void measure_one(const struct problem *p, const struct task *t, work measure, int decides)
+{
+    const struct block *b = &p->blocks[t->block];
+    measure(p, t);
+    if (b->mode == VECTOR || b->mode == WHOLE || atomic_fetch_sub(&p->left[t->block], 1) > 1)
+        return;
+    add_parts(p, t->block);
+    if (!decides)
+        return;
+    decide(p, t->block);
+    atomic_store(&p->left[t->block], -1);
+}
+
+static void write_one(const struct problem *p, const struct task *t, work write)
+{
+    /* Whoever measures the weight's last task has taken it already, so this ends. */
+    for (int spins = 0; atomic_load(&p->left[t->block]) >= 0; spins++)
+        if (spins > 100)
+            sched_yield();
+    write(p, t);
+}
+
+/* Work through the queue: the tasks that are measured, those that are written, or both. */
+static void run(const struct problem *p, int measures, int writes, int32_t threads)
+{
+    const int low = p->moment_dtype != FLOAT32;
+    const work measure = MEASURE[p->weight_dtype][low], write = WRITE[p->weight_dtype][low];
+    _Atomic int64_t next = 0;
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    for (int64_t i; (i = atomic_fetch_add(&next, 1)) < p->n_order;) {
+        const int64_t entry = p->order[i];
+        const struct task *t = &p->tasks[entry < 0 ? -1 - entry : entry];
+        if (!has_gradient(p, t))
+            continue;
+        if (entry < 0 && writes)
+            write_one(p, t, write);
+        else if (entry >= 0 && measures)
+            measure_one(p, t, measure, writes);
+    }
+}
+
+/* A step of weights that no other process has a say in. */
+EXPORT void hf_adamp_step(const struct problem *p, int32_t threads)
+{
+    count_steps(p);
+    for (int64_t b = 0; b < p->n_blocks; b++)
+        atomic_init(&p->left[b], p->blocks[b].tasks);
+    run(p, 1, 1, threads);
+}
+
+/* The first half of one: moments, statistics and, by the guess, weights. */
+EXPORT void hf_adamp_measure(const struct problem *p, int32_t threads)
+{
+    count_steps(p);
+    for (int64_t b = 0; b < p->n_blocks; b++)
+        atomic_init(&p->left[b], p->blocks[b].tasks);
+    run(p, 1, 0, threads);
+}
+
+/* The second half: what was not written, or by a wrong guess, with the shifts that were decided. */
+EXPORT void hf_adamp_write(const struct problem *p, int32_t threads)
+{
+    for (int64_t b = 0; b < p->n_blocks; b++)
+        atomic_init(&p->left[b], -1);
+    run(p, 0, 1, threads);
+}
+
+/* What library.py must agree with: the version, the sizes of the structures, what was compiled. */
+EXPORT void hf_adamp_build(int64_t *build, int64_t n)
+{
+    const int64_t all[] = {VERSION, sizeof(struct rule), sizeof(struct block), sizeof(struct task),
+                           sizeof(struct problem), sizeof(atomic_long), SEGMENT, HAS_FLOAT16};
+    for (int64_t i = 0; i < n; i++)
+        build[i] = i < (int64_t)(sizeof all / sizeof *all) ? all[i] : -1;
+}

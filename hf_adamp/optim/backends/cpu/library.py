@@ -1,0 +1,130 @@
+"""The compiled kernel csrc/kernel.c: found, checked and loaded with ctypes."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.machinery
+import re
+from functools import lru_cache
+from pathlib import Path
+
+from ...rules import Coefficients
+
+__all__ = ["SEGMENT", "Block", "Problem", "Rule", "Task", "has_float16", "load"]
+
+# As in types.h.
+VERSION = 3
+SEGMENT = 32768
+_LONG = ctypes.sizeof(ctypes.c_long)
+
+
+class Rule(ctypes.Structure):
+    """`struct rule`."""
+
+    _fields_ = [
+        *((name, ctypes.c_float) for name in Coefficients._fields),
+        ("padding", ctypes.c_int32),
+        *((name, ctypes.c_double) for name in ("lr", "beta1", "beta2")),
+    ]
+
+
+class Block(ctypes.Structure):
+    """`struct block`."""
+
+    _fields_ = [
+        (name, ctypes.c_int64)
+        for name in (
+            *("tensor", "mode", "first_row", "rows", "columns", "numel"),
+            *("first_vector", "vectors", "first_task", "tasks"),
+        )
+    ]
+
+
+class Task(ctypes.Structure):
+    """`struct task`."""
+
+    _fields_ = [
+        (name, ctypes.c_int64)
+        for name in ("block", "row", "rows", "offset", "columns", "stride", "slot")
+    ]
+
+
+class Problem(ctypes.Structure):
+    """`struct problem`."""
+
+    _fields_ = [
+        *((name, ctypes.c_int32) for name in ("kind", "weight_dtype", "moment_dtype", "rounding")),
+        *((name, ctypes.c_int64) for name in ("n_tensors", "n_blocks", "n_tasks", "n_order")),
+        *(
+            (name, ctypes.c_void_p)
+            for name in (
+                *("rules", "rule_of", "weights", "grads", "moments1", "moments2"),
+                *("compensations", "counts", "seeds", "scalars", "blocks", "tasks", "order"),
+                *("vectors", "left", "stats"),
+            )
+        ),
+        ("n_rows", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("partials", "written", "shift", "views")),
+    ]
+
+
+_EXPECTED = [
+    VERSION,
+    *map(ctypes.sizeof, (Rule, Block, Task, Problem)),
+    _LONG,
+    SEGMENT,
+]
+
+
+@lru_cache(maxsize=1)
+def load() -> tuple[ctypes.CDLL | None, str]:
+    """The compiled kernel, or None and why there is none."""
+    path = _find()
+    if path is None:
+        return None, "was not compiled when hf-adamp was installed (no C compiler)"
+    try:
+        _share_openmp()
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        return None, f"could not be loaded ({error})"
+    if _build(library)[:-1] != _EXPECTED:
+        return None, "was compiled from another version; reinstall hf-adamp"
+    for name in ("step", "measure", "write"):
+        function = getattr(library, f"hf_adamp_{name}")
+        function.argtypes = [ctypes.POINTER(Problem), ctypes.c_int32]
+        function.restype = None
+    return library, ""
+
+
+def has_float16() -> bool:
+    """Whether the compiler knew 16-bit floats."""
+    library, _ = load()
+    return library is not None and bool(_build(library)[-1])
+
+
+def _build(library: ctypes.CDLL) -> list[int]:
+    """What the kernel was compiled with."""
+    build = (ctypes.c_int64 * (len(_EXPECTED) + 1))()
+    library.hf_adamp_build(build, ctypes.c_int64(len(build)))
+    return list(build)
+
+
+def _find() -> Path | None:
+    folder = Path(__file__).parent
+    candidates = (folder / f"_native{end}" for end in importlib.machinery.EXTENSION_SUFFIXES)
+    return next((path for path in candidates if path.exists()), None)
+
+
+def _share_openmp() -> None:
+    """Make torch's OpenMP runtime the one that the kernel's symbols are found in.
+
+    The kernel is linked to none: two runtimes in one process keep two pools of threads, which
+    fight over the cores, and only torch's own heeds `torch.set_num_threads`.
+    """
+    try:
+        maps = Path("/proc/self/maps").read_text()
+    except OSError:
+        return
+    for path in sorted(set(re.findall(r"\S*/lib(?:gomp|iomp5|omp)[^/\s]*\.so\S*", maps))):
+        ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
+        return
