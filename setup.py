@@ -5,9 +5,8 @@ import platform
 from setuptools import Extension, setup
 
 # The kernel finds its OpenMP in the runtime that torch has loaded, so it is compiled for it but
-# linked to none. No flag may let the compiler forget NaN or infinity, or fuse a product into a sum:
-# a processor that does so would give other bits.
-_EVERYWHERE = ["-O3", "-std=gnu11", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]
+# linked to none. No flag may let the compiler forget NaN or infinity.
+_EVERYWHERE = ["-O3", "-std=gnu11", "-fno-math-errno", "-fno-trapping-math"]
 _FLAGS = {"Linux": [*_EVERYWHERE, "-fopenmp"], "Darwin": _EVERYWHERE}
 
 _FOLDER = "hf_adamp/optim/backends/cpu"

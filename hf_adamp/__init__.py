@@ -12,8 +12,9 @@ from hf_adamp._version import __version__
 if TYPE_CHECKING:
     from hf_adamp.diagnostics import ProjectionLog
     from hf_adamp.diagnostics.probe import ProbeReport, probe
+    from hf_adamp.integration.factory import create_optimizer
     from hf_adamp.integration.registration import register
-    from hf_adamp.integration.trainer import AdamPMixin, AdamPTrainer, create_optimizer
+    from hf_adamp.integration.trainer import AdamPMixin, AdamPTrainer
     from hf_adamp.optim.adamp import AdamP, adamp
     from hf_adamp.optim.sgdp import SGDP, sgdp
     from hf_adamp.param_groups import get_param_groups
@@ -42,7 +43,7 @@ _HOME = {
     "ProjectionLog": "hf_adamp.diagnostics",
     "SGDP": "hf_adamp.optim.sgdp",
     "adamp": "hf_adamp.optim.adamp",
-    "create_optimizer": "hf_adamp.integration.trainer",
+    "create_optimizer": "hf_adamp.integration.factory",
     "get_param_groups": "hf_adamp.param_groups",
     "probe": "hf_adamp.diagnostics.probe",
     "register": "hf_adamp.integration.registration",

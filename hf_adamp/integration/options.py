@@ -64,6 +64,7 @@ def _groups(value: Any) -> str:
 def _scale_invariant(value: Any) -> Any:
     # Not at the top: torch is half loaded when this module is.
     from hf_adamp.granularities import granularities_of, read_granularities  # noqa: PLC0415
+    from hf_adamp.optim.scale_invariance import check_scale_invariant  # noqa: PLC0415
 
     if isinstance(value, Mapping):
         return granularities_of(value)
@@ -75,14 +76,13 @@ def _scale_invariant(value: Any) -> Any:
             return read_granularities(text)
         except (OSError, ValueError, TypeError) as error:
             raise ValueError(f"a JSON file of names and granularities ({error})") from None
-    unit, colon, number = text.lower().partition(":")
-    if colon and number.strip().isdigit():
-        return unit.strip(), int(number)
-    if text.lower() in ("auto", "row", "tensor"):
-        return text.lower()
-    if text.lower() in _FALSE:
-        return False
-    raise ValueError("auto, row, tensor, head:HEADS, head_dim:ROWS, false or a file FILE.json")
+    try:
+        return check_scale_invariant("scale_invariant", "false" if text in _FALSE else text)
+    except (ValueError, TypeError):
+        raise ValueError(
+            "auto, row, tensor, head:HEADS, head_dim:ROWS, rows:ROWS+ROWS, experts:out_in, "
+            "experts:in_out, false or a file FILE.json"
+        ) from None
 
 
 _Readers = dict[str, Callable[[Any], Any]]
@@ -156,6 +156,9 @@ def read_options(args: TrainingArguments) -> Options:
             "needs groups of its own; use groups=hf_adamp."
         )
     kwargs = {"lr": args.learning_rate, "eps": args.adam_epsilon}
+    if name == "sgdp":
+        # The paper's SGDP is a momentum optimizer: without, there is no momentum to slow down.
+        kwargs["momentum"] = 0.9
     if name == "adamp":
         betas = options.pop("betas", (args.adam_beta1, args.adam_beta2))
         kwargs["betas"] = (options.pop("beta1", betas[0]), options.pop("beta2", betas[1]))

@@ -126,7 +126,7 @@ def _dispatching(original: Callable[..., Any]) -> Callable[..., Any]:
         if args.optim not in OPTIMIZER_NAMES:
             return original(args, model)
         # Needs torch and Transformers, which are loaded by now and were not when we were.
-        from hf_adamp.integration.trainer import optimizer_cls_and_kwargs  # noqa: PLC0415
+        from hf_adamp.integration.factory import optimizer_cls_and_kwargs  # noqa: PLC0415
 
         return optimizer_cls_and_kwargs(args, model)
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["are_row_major", "has_no_address", "readable", "working_dtype"]
+__all__ = ["PLAIN", "are_row_major", "has_no_address", "readable", "working_dtype"]
 
-_PLAIN = (Tensor, torch.nn.Parameter)
+# Classes whose instances are what they seem to be.
+PLAIN = {Tensor, torch.nn.Parameter}
 
 
 def working_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -26,28 +27,32 @@ def has_no_address(tensor: Tensor) -> bool:
     fakes, and with what `torch.func` wraps: a batch of weights looks like one.
     """
     return (
-        type(tensor) not in _PLAIN
+        type(tensor) not in PLAIN
         or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
         or bool(torch._C._len_torch_dispatch_stack())
     )
 
 
-def readable(grads: list[Tensor]) -> list[Tensor]:
+def readable(grads: list[Tensor | None]) -> list[Tensor | None]:
     """The same gradients, each with its numbers in memory.
 
     Autograd hands out some that only say what they are: the negative of another tensor's memory, or
     zeros that have no memory at all.
     """
-    if any(map(Tensor.is_neg, grads)):
-        grads = [grad.resolve_neg() for grad in grads]
-    if any(map(Tensor._is_zerotensor, grads)):
-        grads = [
-            torch.zeros(grad.shape, dtype=grad.dtype, device=grad.device)
-            if grad._is_zerotensor()
-            else grad
-            for grad in grads
-        ]
-    return grads
+    try:
+        if not any(map(Tensor.is_neg, grads)) and not any(  # type: ignore[arg-type]
+            map(Tensor._is_zerotensor, grads)  # type: ignore[arg-type]
+        ):
+            return grads
+    except TypeError:  # A weight without a gradient.
+        pass
+    return [None if grad is None else _read(grad) for grad in grads]
+
+
+def _read(grad: Tensor) -> Tensor:
+    if grad._is_zerotensor():
+        return torch.zeros(grad.shape, dtype=grad.dtype, device=grad.device)
+    return grad.resolve_neg()
 
 
 def are_row_major(*tensors: Tensor) -> bool:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from operator import attrgetter, itemgetter
+from itertools import repeat
+from operator import attrgetter, is_not, itemgetter
 from typing import Any, ClassVar
 
 import torch
@@ -13,16 +15,17 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from .backends import Flags
+from .backends.base import Step
 from .checkpoint import adapted_loading, with_names
 from .layout import has_rows
-from .memory import readable, working_dtype
+from .memory import PLAIN, readable, working_dtype
 from .options import check_options
 from .plan import Collected, Plan
 from .records import StepRecord
 from .rules import Rule
 from .scale_invariance import check_scale_invariant, threshold, vectors_of
 from .sharding.dtensor import is_sharded, local_part, shard_number
-from .sharding.flat import flattened_message, refuse_flattened
+from .sharding.flat import cut_message, flattened_message, is_spread, refuse_flattened
 from .sharding.reducer import Reducer
 from .storage import Precision, as_moment, load_quantizer
 
@@ -68,8 +71,10 @@ class ProjectedOptimizer(Optimizer):
 
     def _reset_caches(self) -> None:
         self._plan: Plan | None = None
-        # The number of dimensions of each group's weights, by the identity of its dictionary.
+        # Whether each group had matrices when it was added, by the identity of its dictionary.
         self._had_matrices: dict[int, bool] = {}
+        # The weights that were added, by their identity, and the shapes that they had.
+        self._known: dict[int, tuple[weakref.ref[Tensor], torch.Size]] = {}
         self.record_steps = False
         self.last_step: list[StepRecord] = []
 
@@ -91,6 +96,8 @@ class ProjectedOptimizer(Optimizer):
             self.param_groups.pop()
             raise
         self._had_matrices[id(param_group)] = _has_matrices(param_group)
+        for param in param_group["params"]:
+            self._known[id(param)] = weakref.ref(param), param.shape
 
     def _check_group(self, number: int) -> None:
         """Refuse weights that cannot be stepped, and options that do not suit them."""
@@ -115,10 +122,23 @@ class ProjectedOptimizer(Optimizer):
                 vectors_of(declared, param.shape, name)
         # Where a weight is placed so that its rows cannot be found, this says so.
         Reducer.of((param, declared) for param in group["params"])
-        # Last, since the marks of a framework on a weight tell more.
-        flattened = self._had_matrices.get(id(group)) and not _has_matrices(group)
-        if projects and flattened and group["params"]:
-            raise RuntimeError(flattened_message(self._name(number, 0)))
+        if projects:
+            self._refuse_replaced(number)
+
+    def _refuse_replaced(self, number: int) -> None:
+        """Refuse weights that a framework has flattened or cut, where it leaves no mark on them."""
+        group = self.param_groups[number]
+        strangers = []
+        for index, param in enumerate(group["params"]):
+            now = param.shape
+            known, shape = self._known.get(id(param), (None, now))
+            if known is None or known() is not param:
+                strangers.append(index)
+            elif shape != now and is_spread():
+                raise RuntimeError(cut_message(self._name(number, index), shape, now))
+        # A group that is emptied, moved or given the weights of another has not been flattened.
+        if strangers and self._had_matrices.get(id(group)) and not _has_matrices(group):
+            raise RuntimeError(flattened_message(self._name(number, strangers[0])))
 
     def _name(self, group_index: int, index: int) -> str:
         names = self.param_groups[group_index].get("param_names")
@@ -152,25 +172,38 @@ class ProjectedOptimizer(Optimizer):
         if torch.compiler.is_compiling():
             # What is made belongs to the graph: nothing is kept.
             groups = [self._collect_traced(group) for group in self.param_groups]
-            Plan(groups).step(groups)
+            Plan(groups).step_once(groups)
             return
-        self._check_before_step()
         with self._new_state_only_if_right():
-            groups = [self._collect(number, g) for number, g in enumerate(self.param_groups)]
-            if self._plan is None or not self._plan.is_current(groups):
+            groups, steps = self._gather()
+            if self._plan is None or steps is None:
                 self._plan = None
-                self._plan = self._new_plan(groups)
+                plan = self._new_plan(groups)
+                steps = plan.gather(groups)
+                assert steps is not None
+                self._plan = plan
         for group, collected in zip(self.param_groups, groups, strict=True):
             if collected.seeds:
                 # In the group, so that a resumed run goes on with other random numbers.
                 group["rounded_steps"] = group.get("rounded_steps", 0) + 1
-        records = self._plan.step(groups, recording=self.record_steps)
+        records = self._plan.step(groups, steps, recording=self.record_steps)
         if self.record_steps:
             self.last_step = records
+
+    def _gather(self) -> tuple[list[Collected], list[Step] | None]:
+        """What each group has, and what the plan makes of it, if there is one and it is right."""
+        try:
+            groups = [self._collect(number, g) for number, g in enumerate(self.param_groups)]
+            return groups, self._plan.gather(groups) if self._plan is not None else None
+        except RuntimeError:
+            # What has no memory to look at, a sparse gradient, is told in words.
+            self._check_gradients()
+            raise
 
     def _new_plan(self, groups: Sequence[Collected]) -> Plan:
         for number in range(len(self.param_groups)):
             self._check_group(number)
+        self._check_gradients()
         reducer = Reducer.of(
             (param, group["scale_invariant"])
             for group in self.param_groups
@@ -242,22 +275,19 @@ class ProjectedOptimizer(Optimizer):
         params, names = group["params"], self._state_names(group)
         grads = list(map(_grad, params))
         positions: Sequence[int] = range(len(params))
-        missing = {index for index, grad in enumerate(grads) if grad is None}
-        if missing:
+        if not all(map(is_not, grads, repeat(None))):
             # Weights that once had a gradient stay in the plan, so that it outlasts a pause.
             positions = [
-                i for i in positions if i not in missing or self._is_begun(params[i], names)
+                i for i in positions if grads[i] is not None or self._is_begun(params[i], names)
             ]
             params = [params[index] for index in positions]
             grads = [grads[index] for index in positions]
-        states = [self.state[param] for param in params] if names else []
-        if names and not all(map(_has(names), states)):
-            for param, state in zip(params, states, strict=True):
-                for name in names:
-                    if name not in state:
-                        state[name] = self._new_state(param, group, name)
-                        self._made.append((state, name))
-        columns = [list(map(itemgetter(name), states)) for name in names]
+        states = list(map(self.state.__getitem__, params)) if names else []
+        try:
+            columns = [list(map(itemgetter(name), states)) for name in names]
+        except KeyError:
+            self._complete(params, states, names, group)
+            columns = [list(map(itemgetter(name), states)) for name in names]
         precision = Precision.of(group)
         collected = self._collected(group, params, grads, columns)
         if precision.is_full:
@@ -271,6 +301,19 @@ class ProjectedOptimizer(Optimizer):
                 for i, param in zip(positions, params, strict=True)
             ],
         )
+
+    def _complete(
+        self,
+        params: Sequence[Tensor],
+        states: Sequence[dict[str, Any]],
+        names: Sequence[str],
+        group: Mapping[str, Any],
+    ) -> None:
+        for param, state in zip(params, states, strict=True):
+            for name in names:
+                if name not in state:
+                    state[name] = self._new_state(param, group, name)
+                    self._made.append((state, name))
 
     def _is_begun(self, param: Tensor, names: Sequence[str]) -> bool:
         return bool(names) and names[0] in self.state.get(param, {})
@@ -312,14 +355,13 @@ class ProjectedOptimizer(Optimizer):
             moments=tuple(moments),
             state_steps=state_steps,
             rule=self._rule(group),
-            flags=Flags(group["foreach"], group["fused"], group["differentiable"]),
+            flags=Flags(*map(group.__getitem__, Flags._fields)),
             precision=Precision.of(group),
         )
 
-    def _check_before_step(self) -> None:
-        """Find what would make a step fail, before it has changed anything."""
+    def _check_gradients(self) -> None:
+        """Find gradients that would make a step fail, before it has changed anything."""
         for group_index, group in enumerate(self.param_groups):
-            self._check_precision(group_index, group)
             grads = [param.grad for param in group["params"]]
             layouts = {*map(_layout, [grad for grad in grads if grad is not None])}
             if layouts <= {torch.strided} and not group["capturable"]:
@@ -410,19 +452,16 @@ class ProjectedOptimizer(Optimizer):
 
 def step_once(collected: Collected) -> None:
     """One step of some weights that no optimizer keeps: the functional forms."""
-    grads = readable([grad for grad in collected.grads if grad is not None])
-    groups = [replace(collected, grads=list(grads))]
-    Plan(groups).step(groups)
+    groups = [replace(collected, grads=readable(collected.grads))]
+    Plan(groups).step_once(groups)
 
 
 def _readable_parts(parts: list[list[Any]]) -> list[list[Any]]:
     """Weights, gradients and moments as real numbers in this process's memory."""
     params, grads, *_ = parts
-    present = [grad for grad in grads if grad is not None]
-    if (read := readable(present)) is not present:
-        resolved = iter(read)
-        parts[1] = [None if grad is None else next(resolved) for grad in grads]
-    if any(map(is_sharded, params)):
+    parts[1] = readable(grads)
+    plain = {*map(type, params)} <= PLAIN
+    if not plain and any(map(is_sharded, params)):
         parts = [list(map(local_part, alike, params)) for alike in parts]
     if any(map(Tensor.is_complex, params)):
         # Never projected (`_check_group`), so a number is a pair of numbers, as in torch.optim.
@@ -438,9 +477,3 @@ def _as_real(tensor: Tensor | None) -> Tensor | None:
 
 def _has_matrices(group: Mapping[str, Any]) -> bool:
     return max(map(Tensor.dim, group["params"]), default=0) > 1
-
-
-def _has(names: Sequence[str]) -> Callable[[Mapping[str, Any]], bool]:
-    """Whether state has all of these; the last is made last."""
-    last = names[-1]
-    return lambda state: last in state

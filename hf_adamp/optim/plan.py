@@ -11,8 +11,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from operator import attrgetter
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -24,14 +23,12 @@ from .layout import Layout, Placement
 from .memory import are_row_major, working_dtype
 from .projection import total
 from .records import StepRecord, record
-from .rules import AdamRule, Rule
+from .rules import Rule
 from .scale_invariance import place_whole
 from .sharding.reducer import Reducer, Share, shares_of_rows, shares_of_weights
 from .storage import Precision
 
 __all__ = ["Collected", "Plan"]
-
-_dtype, _device, _shape = attrgetter("dtype"), attrgetter("device"), attrgetter("shape")
 
 
 @dataclass(frozen=True)
@@ -61,44 +58,14 @@ class Collected:
     seeds: list[int] = field(default_factory=list)
 
     def traits(self) -> tuple[Any, ...]:
-        """All that a plan rests on, and that may differ in the next step.
-
-        Weights count by identity, everything else by what it looks like: a plan holds no tensors.
-        Made by passes of C over each list, since there may be thousands of weights.
-        """
+        """Which weights, and what a plan depends on of their options: not on a learning rate."""
         rule = self.rule
-        grads = [grad for grad in self.grads if grad is not None]
-        kept = [comp for comp in self.compensations if comp is not None]
-        options = [value for value in vars(rule).values() if isinstance(value, Tensor)]
+        tensors = [name for name, value in vars(rule).items() if isinstance(value, Tensor)]
         return (
             *(self.flags, self.precision, rule.kind, rule.threshold, rule.eps),
-            *(rule.scale_invariant, len(options), isinstance(rule, AdamRule) and rule.capturable),
+            *(rule.scale_invariant, tensors),
             list(map(id, self.weights)),
-            list(map(_shape, self.params)),
-            *map(_look, (self.params, *self.moments, kept)),
-            *(_kinds(look, grads) for look in (type, _dtype, _device)),
-            _strides(grads),
-            # Where a gradient or a moment has another shape than its weight, there is no plan.
-            [list(map(Tensor.numel, moment)) for moment in self.moments],
-            self.state_steps and _kinds(_dtype, self.state_steps),
-            self.state_steps and _kinds(_device, self.state_steps),
         )
-
-
-def _kinds(trait: Callable[[Tensor], Any], tensors: Sequence[Tensor]) -> Any:
-    """What a trait of the tensors is; of each, where they differ, since two may change places."""
-    kinds = {*map(trait, tensors)}
-    return kinds if len(kinds) < 2 else list(map(trait, tensors))
-
-
-def _strides(tensors: Sequence[Tensor]) -> Any:
-    """True where all are contiguous, as almost always, else the strides of each."""
-    return all(map(Tensor.is_contiguous, tensors)) or list(map(Tensor.stride, tensors))
-
-
-def _look(tensors: Sequence[Tensor]) -> tuple[Any, ...]:
-    kinds = (_kinds(trait, tensors) for trait in (type, _dtype, _device))
-    return (len(tensors), *kinds, _strides(tensors))
 
 
 @dataclass(frozen=True)
@@ -122,7 +89,7 @@ class _Section:
     weight_shares: list[Share]
     counts: bool
 
-    def gather(self, groups: Sequence[Collected], *, recording: bool) -> Step:
+    def gather(self, groups: Sequence[Collected]) -> Step:
         """The section's part of what was collected."""
 
         def pick(column: Callable[[Collected], Any]) -> Any:
@@ -145,7 +112,6 @@ class _Section:
                 (groups[number].rule, len(groups[number].params) if at is None else len(at))
                 for number, at in self.picks
             ],
-            recording=recording,
         )
 
     def record(self, step: Step, outcome: Outcome, weights: Sequence[Tensor]) -> StepRecord | None:
@@ -189,18 +155,27 @@ class Plan:
         self._watched = _watched(groups, self._sections)
         self._present = self._presence(groups)
 
-    def is_current(self, groups: Sequence[Collected]) -> bool:
-        """Whether the plan is still right for these groups."""
-        return (
-            self._presence(groups) == self._present
-            and self._look_at(groups) == self._traits
-            and all(map(_grads_fit, groups))
-        )
+    def gather(self, groups: Sequence[Collected]) -> list[Step] | None:
+        """What each section steps, or None where the plan is no longer right for these groups."""
+        if self._presence(groups) != self._present or self._look_at(groups) != self._traits:
+            return None
+        steps = [section.gather(groups) for section in self._sections]
+        pairs = zip(self._sections, steps, strict=True)
+        return steps if all(section.prepared.fits(step) for section, step in pairs) else None
 
     @staticmethod
     def _look_at(groups: Sequence[Collected]) -> list[Any]:
+        # A mode that sees every operation must not be passed by.
         modes = torch._C._len_torch_dispatch_stack()
         return [modes, *(group.traits() for group in groups)]
+
+    def step_once(self, groups: Sequence[Collected]) -> None:
+        """Step weights that are not going to be seen again."""
+        steps = [section.gather(groups) for section in self._sections]
+        if not torch.compiler.is_compiling():
+            for section, step in zip(self._sections, steps, strict=True):
+                section.prepared.fits(step)
+        self.step(groups, steps)
 
     def _presence(self, groups: Sequence[Collected]) -> list[Any]:
         """Which weights have a gradient, where a backend cannot do without one."""
@@ -214,17 +189,18 @@ class Plan:
             for group, watched in zip(groups, self._watched, strict=True)
         ]
 
-    def step(self, groups: Sequence[Collected], *, recording: bool = False) -> list[StepRecord]:
-        """Update all weights that have a gradient.
+    def step(
+        self, groups: Sequence[Collected], steps: Sequence[Step], *, recording: bool = False
+    ) -> list[StepRecord]:
+        """Update all weights that have a gradient; `steps` is what `gather` found.
 
         Returns:
             If recording, one record for every section that has weights with rows.
         """
         found: list[tuple[_Section, Step, Outcome | None]] = []
         shared: list[tuple[_Section, Step]] = []
-        steps = [section.gather(groups, recording=recording) for section in self._sections]
-        for section, step in zip(self._sections, steps, strict=True):
-            section.prepared.check(step)
+        if recording:
+            steps = [replace(step, recording=True) for step in steps]
         for section, step in zip(self._sections, steps, strict=True):
             if not section.counts:
                 _count_step(step.state_steps)
@@ -457,16 +433,6 @@ def _watched(groups: Sequence[Collected], sections: Sequence[_Section]) -> list[
                 for index in range(len(watched[number])) if at is None else at:
                     watched[number][index] = False
     return watched
-
-
-def _grads_fit(group: Collected) -> bool:
-    """Whether each gradient has as many elements as its weight."""
-    grads = group.grads
-    try:
-        return list(map(Tensor.numel, grads)) == list(map(Tensor.numel, group.params))  # type: ignore[arg-type]
-    except TypeError:
-        pairs = zip(grads, group.params, strict=True)
-        return all(grad is None or grad.numel() == param.numel() for grad, param in pairs)
 
 
 def _check_shapes(group: Collected) -> None:

@@ -23,6 +23,8 @@ GOOD = [
     ("adamp", "groups=hf_adamp", {"groups": "hf_adamp"}),
     ("adamp", "scale_invariant=row", {"scale_invariant": "row"}),
     ("sgdp", "scale_invariant=Tensor", {"scale_invariant": "tensor"}),
+    ("adamp", "scale_invariant=rows:512+64", {"scale_invariant": ("rows", (512, 64))}),
+    ("adamp", "scale_invariant=experts:in_out", {"scale_invariant": ("experts", "in_out")}),
     ("adamp", "scale_invariant=auto", {"scale_invariant": "auto"}),
     ("adamp", "scale_invariant=false", {"scale_invariant": False}),
     ("adamp", {"scale_invariant": False}, {"scale_invariant": False}),
@@ -72,7 +74,8 @@ BAD = [
     (
         "adamp",
         "scale_invariant=rows",
-        "=rows must be auto, row, tensor, head:HEADS, head_dim:ROWS, false or a file FILE.json.",
+        "=rows must be auto, row, tensor, head:HEADS, head_dim:ROWS, rows:ROWS+ROWS, "
+        "experts:out_in, experts:in_out, false or a file FILE.json.",
     ),
     ("adamp", "scale_invariant=head", "scale_invariant=head must be auto"),
     ("adamp", "scale_invariant=head:x", "scale_invariant=head:x must be auto"),
@@ -133,6 +136,14 @@ def arguments(**overrides):
 def test_adamp_takes_lr_betas_and_eps_from_training_arguments():
     expected = {"lr": 3e-4, "betas": (0.85, 0.95), "eps": 1e-6}
     assert read_options(arguments()) == Options("adamp", expected, "hf_adamp")
+
+
+def test_sgdp_has_the_papers_momentum_unless_told():
+    """Without momentum there is nothing that SGDP could slow down."""
+    assert read_options(arguments(optim="sgdp")).kwargs["momentum"] == 0.9
+    options = read_options(arguments(optim="sgdp", optim_args="momentum=0"))
+    assert options.kwargs["momentum"] == 0
+    assert "momentum" not in read_options(arguments(optim="adamp")).kwargs
 
 
 def test_sgdp_takes_lr_and_eps_from_training_arguments():

@@ -79,7 +79,7 @@ def test_sgdp_foreach_reads_nothing_from_the_device(momentum, nesterov):
 def test_whole_step_with_foreach_reads_nothing_from_the_device(family, recording, monkeypatch):
     kwargs = {"momentum": 0.9} if family is SGDP_ else {"capturable": True}
     # On a real device step counts live there with `capturable`, which a CPU refuses.
-    monkeypatch.setattr(ProjectedOptimizer, "_check_before_step", lambda _: None)
+    monkeypatch.setattr(ProjectedOptimizer, "_check_gradients", lambda _: None)
     with FakeTensorMode():
         weights = fake_weights()
         groups = [{"params": weights[:3]}, {"params": weights[3:], "delta": 0.2, "eps": 1e-6}]

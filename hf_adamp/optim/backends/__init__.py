@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -25,13 +25,13 @@ logger = logging.getLogger(__name__)
 BACKENDS: tuple[Backend, ...] = (NATIVE, FOREACH, SINGLE_TENSOR)
 
 
-@dataclass(frozen=True)
-class Flags:
+class Flags(NamedTuple):
     """What a param group asks of its backend; see `AdamP`."""
 
     foreach: bool | None = None
     fused: bool | None = None
     differentiable: bool = False
+    capturable: bool = False
 
 
 def choose(candidate: Candidate, flags: Flags) -> Backend:

@@ -11,9 +11,11 @@ section, and again when something has changed.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
+from operator import attrgetter
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +24,8 @@ from .. import projection
 from ..layout import Layout, Placement
 from ..projection import Decision
 from ..rules import Rule, Scalar
+
+_dtype, _device, _shape = attrgetter("dtype"), attrgetter("device"), attrgetter("shape")
 
 __all__ = ["Backend", "Candidate", "Members", "Outcome", "Prepared", "Step"]
 
@@ -109,6 +113,30 @@ class Step:
     rules: list[tuple[Rule, int]]
     recording: bool = False
 
+    def look(self) -> tuple[Any, ...]:
+        """All of a step's tensors that a plan rests on, and that may differ in the next step.
+
+        Made by passes of C over each list, since there may be thousands of weights.
+        """
+        kept = [compensation for compensation in self.compensations if compensation is not None]
+        return (
+            list(map(_shape, self.params)),
+            *(_look(tensors) for tensors in (self.params, *self.moments, kept)),
+            [list(map(Tensor.numel, moment)) for moment in self.moments],
+            self.grads_look(),
+            _kinds(_device, [grad for grad in self.grads if grad is not None]),
+            _grads_fit(self.grads, self.params),
+            *(_kinds(look, self.state_steps) for look in (_dtype, _device)),
+        )
+
+    def grads_look(self) -> tuple[Any, ...]:
+        """The same of gradients, which are new in every step.
+
+        But for their device, which torch holds to be the weight's.
+        """
+        grads = [grad for grad in self.grads if grad is not None]
+        return _kinds(type, grads), _kinds(_dtype, grads), _strides(grads)
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -130,13 +158,18 @@ class Prepared(ABC):
 
     def __init__(self, members: Members) -> None:
         self.members = members
+        self._look: tuple[Any, ...] | None = None
 
-    def check(self, step: Step) -> None:  # noqa: B027 - most have nothing to look at
-        """Look at a step's tensors once more, before any section is begun.
+    def fits(self, step: Step) -> bool:
+        """Whether a step's tensors look as they did in the first step.
 
         Raises:
-            RuntimeError: for a tensor whose memory was taken away.
+            RuntimeError: for a tensor whose memory was taken away. Nothing has been changed then.
         """
+        look = step.look()
+        if self._look is None:
+            self._look = look
+        return look == self._look
 
     @abstractmethod
     def accumulate(self, step: Step) -> Tensor:
@@ -206,6 +239,28 @@ class Backend(ABC):
     @abstractmethod
     def prepare(self, members: Members) -> Prepared:
         """Make what outlasts a step."""
+
+
+def _kinds(trait: Callable[[Tensor], Any], tensors: Sequence[Tensor]) -> Any:
+    """What a trait of the tensors is; of each, where they differ, since two may change places."""
+    kinds = {*map(trait, tensors)}
+    return kinds if len(kinds) < 2 else list(map(trait, tensors))
+
+
+def _strides(tensors: Sequence[Tensor]) -> Any:
+    """True where all are contiguous, as almost always, else the strides of each."""
+    return all(map(Tensor.is_contiguous, tensors)) or list(map(Tensor.stride, tensors))
+
+
+def _look(tensors: Sequence[Tensor]) -> tuple[Any, ...]:
+    kinds = (_kinds(trait, tensors) for trait in (type, _dtype, _device))
+    return (len(tensors), *kinds, _strides(tensors))
+
+
+def _grads_fit(grads: Sequence[Tensor | None], params: Sequence[Tensor]) -> bool:
+    """Whether each gradient has as many elements as its weight."""
+    pairs = zip(grads, params, strict=True)
+    return all(grad is None or grad.numel() == param.numel() for grad, param in pairs)
 
 
 def _per_weight(values: Sequence[tuple[int, Scalar]], like: Tensor) -> Tensor:

@@ -107,6 +107,75 @@ def test_weights_flattened_behind_the_optimizer_are_refused(cls):
     assert all(map(torch.equal, params_of(optimizer), flat))
 
 
+@pytest.mark.parametrize("first", ["matrices", "vectors"])
+@pytest.mark.parametrize("cls", OPTIMIZERS)
+def test_weights_flattened_a_group_at_a_time_are_refused(cls, first):
+    """ZeRO 1 and 2 step with one group after the other as the only one."""
+    model = Net()
+    kinds = [[p for p in model.parameters() if (p.ndim > 1) is matrix] for matrix in (True, False)]
+    order = kinds if first == "matrices" else kinds[::-1]
+    optimizer = cls([{"params": params} for params in order], lr=0.1)
+    _flatten(optimizer)
+    groups = optimizer.param_groups
+    refused = []
+    for group in groups:
+        optimizer.param_groups = [group]
+        try:
+            optimizer.step()
+        except RuntimeError as error:
+            refused.append(str(error))
+    assert len(refused) == 1
+    assert "flattened, as DeepSpeed ZeRO does" in refused[0]
+
+
+CHANGES = {
+    "removed": lambda groups: groups.pop(0),
+    "reversed": lambda groups: groups.reverse(),
+    "emptied": lambda groups: groups[0].update(params=[]),
+    "exchanged": lambda groups: groups[0].update(
+        params=groups[1]["params"], other=groups[1].update(params=groups[0]["params"])
+    ),
+    "joined": lambda groups: groups[1]["params"].append(groups.pop(0)["params"][0]),
+    "copied": lambda groups: groups.__setitem__(0, dict(groups[0])),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("cls", OPTIMIZERS)
+def test_groups_that_change_are_not_taken_for_flattened(cls, change):
+    matrix, vector = nn.Parameter(torch.ones(3, 3)), nn.Parameter(torch.ones(3))
+    optimizer = cls([{"params": [matrix]}, {"params": [vector], "weight_decay": 0.0}], lr=0.1)
+    for _ in range(3):
+        matrix.grad, vector.grad = torch.ones(3, 3), torch.ones(3)
+        optimizer.step()
+        if len(optimizer.param_groups) == 2:
+            CHANGES[change](optimizer.param_groups)
+
+
+@pytest.mark.parametrize("attribute", ["tensor_model_parallel", "ds_is_replaced_module"])
+@pytest.mark.parametrize("cls", OPTIMIZERS)
+def test_weight_cut_by_tensor_parallelism_of_its_own_is_refused(cls, attribute):
+    param = nn.Parameter(torch.ones(2, 2))
+    setattr(param, attribute, True)
+    with pytest.raises(RuntimeError, match=r"^q.weight is cut between processes.*" + REMEDY):
+        cls([("q.weight", param)], lr=0.1)
+    cls([("q.weight", param)], lr=0.1, delta=0)
+
+
+def check_cut_in_place():
+    """As DeepSpeed's AutoTP cuts weights after the optimizer was made."""
+    param = nn.Parameter(torch.ones(4, 4))
+    optimizer = AdamP([param], lr=0.1)
+    param.data = param.data[:, :2].contiguous()
+    param.grad = torch.ones_like(param)
+    with pytest.raises(RuntimeError, match=r"had shape \(4, 4\) when it was added.*" + REMEDY):
+        optimizer.step()
+
+
+def test_weight_cut_in_place_is_refused(pool):
+    pool.run(check_cut_in_place)
+
+
 @pytest.mark.parametrize("cls", OPTIMIZERS)
 def test_weights_flattened_after_a_step_are_refused(cls):
     model = Net()

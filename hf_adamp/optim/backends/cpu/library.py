@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import importlib.machinery
 import re
+import sys
 from functools import lru_cache
 from pathlib import Path
 
@@ -81,7 +82,10 @@ def load() -> tuple[ctypes.CDLL | None, str]:
     """The compiled kernel, or None and why there is none."""
     path = _find()
     if path is None:
-        return None, "was not compiled when hf-adamp was installed (no C compiler)"
+        return None, (
+            "is not installed: there was no C compiler when hf-adamp was, or this is a clone that "
+            "is not; run `pip install .` with a C compiler"
+        )
     try:
         _share_openmp()
         library = ctypes.CDLL(str(path))
@@ -110,8 +114,19 @@ def _build(library: ctypes.CDLL) -> list[int]:
 
 
 def _find() -> Path | None:
+    """The kernel beside this file, or in an installed copy of the package.
+
+    In a clone after `pip install .`, Python imports the clone's package, which has none of its own.
+    Whether an installed one is of the same version, its build tells.
+    """
     folder = Path(__file__).parent
-    candidates = (folder / f"_native{end}" for end in importlib.machinery.EXTENSION_SUFFIXES)
+    inside = folder.relative_to(folder.parents[3])
+    places = [folder, *(Path(entry) / inside for entry in sys.path if entry)]
+    candidates = (
+        place / f"_native{end}"
+        for place in places
+        for end in importlib.machinery.EXTENSION_SUFFIXES
+    )
     return next((path for path in candidates if path.exists()), None)
 
 

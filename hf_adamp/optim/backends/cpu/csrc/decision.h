@@ -36,6 +36,7 @@ INLINE void add_rows(const struct problem *p, int64_t begin, int64_t end, float 
     for (int k = 0; k < STATISTICS; k++) {
         const float *row = p->stats + k * p->n_rows;
         float sum = 0;
+#pragma omp simd reduction(+ : sum)
         for (int64_t r = begin; r < end; r++)
             sum += row[r];
         totals[k] = sum;

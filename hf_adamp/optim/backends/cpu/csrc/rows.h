@@ -134,13 +134,21 @@ INLINE void NAME(write_again)(const int kind, const int rounding, const struct N
 INLINE void NAME(rewrite)(const int kind, const struct NAME(memory) *m, int64_t at, int64_t n,
                           float shift, float written)
 {
+    float steps[TILE];
     const float scale = 1 / (1 + written);
+    for (int64_t begin = at; begin < at + n; begin += TILE) {
+        const int64_t length = MINIMUM(TILE, at + n - begin);
+        /* A loop of its own, so that no product of the step's is fused into what follows: it must be
+         * the very number that was subtracted. */
+        for (int64_t l = 0; l < length; l++)
+            steps[l] = NAME(step_at)(kind, m, begin + l);
 #pragma omp simd
-    for (int64_t i = at; i < at + n; i++) {
-        const float s = NAME(step_at)(kind, m, i), now = LOAD(m->weight[i]);
-        const float added = written * ((now + s) * scale) - s;
-        const float w = now - added;
-        m->weight[i] = STORE(w + (shift * w - s));
+        for (int64_t l = 0; l < length; l++) {
+            const float s = steps[l], now = LOAD(m->weight[begin + l]);
+            const float added = written * ((now + s) * scale) - s;
+            const float w = now - added;
+            m->weight[begin + l] = STORE(w + (shift * w - s));
+        }
     }
 }
 

@@ -26,6 +26,8 @@
 /* The longest stretch worked on at once: a longer row is split, and a weight up to this size is
  * decided on the spot, while its step is still in a buffer of the second cache. */
 #define SEGMENT 32768
+/* What is written again at once. */
+#define TILE 1024
 /* Elements that are worked on side by side, whatever the width of the processor's registers. Sums
  * are added in this order everywhere, so results do not depend on the processor either. */
 #define LANES 16
