@@ -18,7 +18,7 @@ WITHOUT_DEPENDENCIES := $(BIN)/python -m pip install --quiet --constraint constr
 PYTEST  := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench clean demo-adversarial demo-audio demo-detection demo-rebias demo-transformer-xl paper compare-transformer-xl
+.PHONY: help demo test lint format bench docs clean demo-adversarial demo-audio demo-detection demo-rebias demo-transformer-xl paper compare-transformer-xl
 
 help: ## list the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-22s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +43,11 @@ bench: $(VENV)/.bench ## time a step beside torch's and other packages'; writes 
 	    --output --plot docs/step-time.png
 	$(BIN)/python -m tests.benchmarks --family adamp sgdp --shapes gpt2-medium tiny --brief \
 	    --memory 20 --output
+
+# Strict: a broken link, a page that no page leads to or a public name without a docstring fails.
+docs: $(VENV)/.docs ## build the documentation site, offline: build/site/index.html
+	rm -rf build/site
+	HF_HUB_OFFLINE=1 $(BIN)/python -m sphinx -q -W --keep-going -d build/doctrees -c docs/site . build/site
 
 paper: $(VENV)/.dev ## the paper's toy problem, norm growth and lemmas, rerun; writes docs/paper.md (1 min)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.paper --write
@@ -92,6 +97,10 @@ $(VENV)/.recipes: $(INPUTS) | $(BIN)/python
 	$(INSTALL) '.[recipes]'
 	$(WITHOUT_DEPENDENCIES)
 	@touch $@ $(VENV)/.demo
+
+$(VENV)/.docs: $(INPUTS) | $(BIN)/python
+	$(INSTALL) '.[docs]'
+	@touch $@
 
 # A release that still had TransfoXL; it needs an old hub client and old tokenizers, and with them
 # an environment of its own.

@@ -132,9 +132,9 @@ def get_param_groups(
             By default the groups say nothing of it.
 
     Returns:
-        A list of one or two groups `{"params": [...], "weight_decay": ...}`, ready for any torch
-        optimizer; with `scale_invariance` one for each of its values, which is the group's
-        `scale_invariant`. AdamP and SGDP learn from it the weights' names and load a checkpoint
+        One or two groups with `params` and `weight_decay`, ready for any torch optimizer; with
+        `scale_invariance` one for each of its values, which is the group's `scale_invariant`.
+        AdamP and SGDP learn from it the weights' names and load a checkpoint
         whose run grouped the same weights in another way.
 
     Raises:

@@ -54,13 +54,12 @@ class ProjectionLog(TrainerCallback):
     Raises:
         ValueError: `weights` is no regular expression.
 
-    Example:
-        ```python
+    Example::
+
         trainer = Trainer(model=model, args=args, train_dataset=data,
                           callbacks=[ProjectionLog(jsonl="run/projection.jsonl")])
         trainer.train()
         plot_runs({"adamp": "run/projection.jsonl"}, "run/projection.png")
-        ```
 
     Source: the quantities are those of Heo et al., https://arxiv.org/abs/2006.08217, section 2
     (norm growth and effective step) and section 3.2 (the test that chooses the view).

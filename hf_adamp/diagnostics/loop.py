@@ -38,8 +38,8 @@ class StepLog:
     Raises:
         ValueError: `every` or `steps_taken` is out of range, or `weights` no regular expression.
 
-    Example:
-        ```python
+    Example::
+
         log = StepLog(optimizer, model, every=50)
         for batch in loader:
             loss = model(**batch).loss
@@ -48,7 +48,6 @@ class StepLog:
             optimizer.zero_grad()
             if numbers := log.read(loss=loss):  # {} on the other steps, without a sync
                 accelerator.log(numbers, step=log.step)
-        ```
 
     Source: the quantities are those of Heo et al., https://arxiv.org/abs/2006.08217.
     """

@@ -65,10 +65,9 @@ def plot_runs(
         FileNotFoundError: a run is not there.
         ModuleNotFoundError: matplotlib is not installed, or a run needs TensorBoard.
 
-    Example:
-        ```python
+    Example::
+
         plot_runs({"AdamP": "runs/adamp", "AdamW": "runs/adamw"}, "runs.png", weights="conv")
-        ```
     """
     if not runs:
         raise ValueError("runs={} holds no run; give at least one label and its file.")
