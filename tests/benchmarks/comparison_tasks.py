@@ -13,8 +13,8 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from recipes.digits_resnet.train import ModelArguments, build_model, load_splits, preprocess
 from recipes.transformer_xl_wikitext103.demo_text import write_text
+from tests.benchmarks.digits import build_model, load_splits, preprocess
 
 __all__ = ["TASKS", "Task"]
 
@@ -85,7 +85,7 @@ class Digits(Task):
 
     def build(self) -> nn.Module:
         """Make a third of the recipe's ResNet."""
-        return build_model(ModelArguments(hidden_sizes=[16, 32, 64], depths=[1, 1, 1]))
+        return build_model([16, 32, 64], [1, 1, 1])
 
     @lru_cache(maxsize=3)  # noqa: B019 -- there is one task, and it lives as long as the process
     def data(self, split: str) -> Batch:
