@@ -58,6 +58,8 @@ def _setting(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not (key and equals):
         raise argparse.ArgumentTypeError(f"{text!r} must be KEY=VALUE, as in num_local_experts=8")
+    # As Python writes them, too.
+    value = {"True": "true", "False": "false", "None": "null"}.get(value, value)
     try:
         return key, json.loads(value)
     except ValueError:

@@ -9,6 +9,7 @@ import copy
 import math
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -34,6 +35,8 @@ _HEADS = (
     "AutoModel",
 )
 _VOCABULARY = 1024
+# What makes a model large, from what changes its weights' kinds least.
+_SIZES = ("num_local_experts", "n_routed_experts", "num_experts", "vocab_size", "intermediate_size")
 
 
 def inspect_model(
@@ -74,8 +77,8 @@ def inspect_model(
     """
     hub = {"revision": revision, "trust_remote_code": trust_remote_code}
     config = load_config(name, **hub)
-    for key, value in (settings or {}).items():
-        _set(config, key, value)
+    if settings:
+        config = _with_settings(config, _values_of(name, hub), settings)
     if pretrained:
         model = _model_class(config).from_pretrained(name, config=config, **hub)
         return probe(model, **options)
@@ -111,24 +114,39 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
 
 
-def _set(config: Any, key: str, value: Any) -> None:
-    *path, last = key.split(".")
-    part = config
-    for step in path:
-        part = getattr(part, step, None)
-    if not hasattr(part, last):
-        raise ValueError(
-            f"{type(config).__name__} has no {key!r} to set; it has "
-            f"{', '.join(sorted(k for k in config.to_dict() if not k.startswith('_')))}."
-        )
-    if isinstance(getattr(part, last), float) and isinstance(value, int):
-        value = float(value)
+def _values_of(name: str, hub: Mapping[str, Any]) -> dict[str, Any]:
+    """What a model's own config says, before anything is derived from it; nothing for a type."""
+    transformers = import_module("transformers")
+    if not Path(name).exists() and name in transformers.CONFIG_MAPPING:
+        return {}
+    values: dict[str, Any] = transformers.PretrainedConfig.get_config_dict(name, **hub)[0]
+    return values
+
+
+def _with_settings(config: Any, values: dict[str, Any], settings: Mapping[str, Any]) -> Any:
+    """The config built with other values, so that what is derived from them follows."""
+    values = copy.deepcopy(values)
+    for key, value in settings.items():
+        *path, last = key.split(".")
+        part, place = config, values
+        for step in path:
+            part = getattr(part, step, None)
+            if not isinstance(place.get(step), dict):
+                place[step] = {}
+            place = place[step]
+        if not hasattr(part, last):
+            raise ValueError(
+                f"{type(config).__name__} has no {key!r} to set; it has "
+                f"{', '.join(sorted(k for k in config.to_dict() if not k.startswith('_')))}."
+            )
+        is_float = isinstance(getattr(part, last), float) and type(value) is int
+        place[last] = float(value) if is_float else value
     try:
-        setattr(part, last, value)
-    except (
-        Exception
-    ) as error:  # newer configs check the types of their values, with errors of their own
-        raise ValueError(f"{key} cannot be {value!r}: {error}") from error
+        # Newer configs check the types of their values, with errors of their own.
+        return type(config).from_dict(values)
+    except Exception as error:
+        told = ", ".join(f"{key}={value!r}" for key, value in settings.items())
+        raise ValueError(f"{type(config).__name__} cannot have {told}: {error}") from error
 
 
 def _model_class(config: Any) -> Any:
@@ -176,7 +194,7 @@ def _plan(config: Any, *, whole: bool) -> _Plan:
         return _Plan(config, None, {}, ())
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     if whole:
-        _check_memory(shapes)
+        _check_memory(shapes, config)
         return _Plan(config, None, shapes, ())
     cut = cut_layers(config, model, _on_meta)
     notes = cut.notes
@@ -184,7 +202,8 @@ def _plan(config: Any, *, whole: bool) -> _Plan:
     if isinstance(vocabulary, int) and vocabulary > 8 * _VOCABULARY:
         notes.append(f"The vocabulary was cut from {vocabulary} to {_VOCABULARY}.")
         _cut_vocabulary(cut.config)
-    _check_memory({name: tuple(p.shape) for name, p in _on_meta(cut.config).named_parameters()})
+    small = {name: tuple(p.shape) for name, p in _on_meta(cut.config).named_parameters()}
+    _check_memory(small, config)
     return _Plan(cut.config, cut, shapes, tuple(notes))
 
 
@@ -195,20 +214,29 @@ def _cut_vocabulary(config: Any) -> None:
             setattr(config, name, 0)
 
 
-def _check_memory(shapes: Mapping[str, tuple[int, ...]]) -> None:
+def _check_memory(shapes: Mapping[str, tuple[int, ...]], config: Any) -> None:
     """Refuse what would make the machine swap: weights, their float64 copies, two gradients."""
     sizes = [math.prod(shape) for shape in shapes.values()]
     needed = 12 * sum(sizes) + 16 * max(sizes, default=0)
     free = _free_memory()
-    if free is not None and needed > free:
-        raise MemoryError(
-            f"the probe needs {needed / 1e9:.0f} GB and {free / 1e9:.0f} GB are free; make the "
-            "model smaller, as in --set num_local_experts=8."
-        )
+    if free is None or needed <= free:
+        return
+    sizes_of = {key: getattr(config, key, None) for key in _SIZES}
+    smaller = [f"--set {k}={n // 4}" for k, n in sizes_of.items() if isinstance(n, int) and n > 8]
+    advice = f", as in {smaller[0]}" if smaller else ""
+    raise MemoryError(
+        f"the probe needs {needed / 1e9:.0f} GB and {free / 1e9:.0f} GB are free; make the "
+        f"model smaller{advice}."
+    )
 
 
 def _free_memory() -> int | None:
-    """In bytes; None where the system does not tell."""
+    """In bytes, with what the system would give back; None where it does not tell."""
+    with suppress(OSError, ValueError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            name, _, rest = line.partition(":")
+            if name == "MemAvailable":
+                return int(rest.split()[0]) * 1024
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):

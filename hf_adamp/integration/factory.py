@@ -32,10 +32,12 @@ def create_optimizer(model: nn.Module, args: TrainingArguments) -> Optimizer:
 
     Args:
         model: Model whose trainable parameters are optimized.
-        args: Training arguments; ``learning_rate``, ``weight_decay``, ``adam_beta1``,
-            ``adam_beta2``, ``adam_epsilon``, ``optim`` and ``optim_args`` are read.
+        args: Training arguments, or any object with a ``learning_rate``, such as ``argparse`` makes in
+            a script without ``Trainer``; ``weight_decay``, ``adam_beta1``, ``adam_beta2``,
+            ``adam_epsilon``, ``optim`` and ``optim_args`` are read where they are there.
 
     Raises:
+        TypeError: `args` has no learning rate.
         ValueError: ``optim_args`` has an unknown key or an unreadable value, a value is out of the
             range the optimizer allows, or ``scale_invariant`` does not suit the model's weights.
 
@@ -78,7 +80,7 @@ def optimizer_cls_and_kwargs(
 def _groups(options: Options, model: nn.Module, args: TrainingArguments) -> list[dict[str, Any]]:
     return get_param_groups(
         model,
-        args.weight_decay,
+        getattr(args, "weight_decay", 0.0),
         rule=options.groups,
         scale_invariance=options.scale_invariance,
     )
@@ -92,7 +94,7 @@ def _log_configuration(
     Transformers' default verbosity hides INFO, and a user who never sees which rule decayed what
     cannot notice a wrong one: the line is let through unless the user asked for errors only.
     """
-    if not args.should_log or logging.get_verbosity() > logging.WARNING:
+    if not getattr(args, "should_log", True) or logging.get_verbosity() > logging.WARNING:
         return
     logger.setLevel(logging.INFO)
     shown = _shown_options(options)

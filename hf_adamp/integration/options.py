@@ -79,9 +79,12 @@ def _scale_invariant(value: Any) -> Any:
     try:
         return check_scale_invariant("scale_invariant", "false" if text in _FALSE else text)
     except (ValueError, TypeError):
+        unit, colon, rest = text.lower().partition(":")
+        close = get_close_matches(unit, ("head", "head_dim", "rows", "experts", "row", "tensor"), 1)
+        hint = f" (did you mean {close[0]}{colon}{rest}?)" if close and close[0] != unit else ""
         raise ValueError(
             "auto, row, tensor, head:HEADS, head_dim:ROWS, rows:ROWS+ROWS, experts:out_in, "
-            "experts:in_out, false or a file FILE.json"
+            f"experts:in_out, false or a file FILE.json{hint}"
         ) from None
 
 
@@ -129,6 +132,16 @@ class Options:
     scale_invariance: Mapping[str, Any] | None = None
 
 
+# What an object has that is not TrainingArguments: theirs.
+_DEFAULTS: dict[str, Any] = {
+    "optim": "adamp",
+    "optim_args": None,
+    "adam_beta1": 0.9,
+    "adam_beta2": 0.999,
+    "adam_epsilon": 1e-8,
+}
+
+
 def read_options(args: TrainingArguments) -> Options:
     """Collect the options of an optimizer from ``TrainingArguments``.
 
@@ -136,16 +149,25 @@ def read_options(args: TrainingArguments) -> Options:
     where betas may be given too and then win. A name that is not ours reads as ``adamp``.
 
     Args:
-        args: Training arguments; ``optim``, ``optim_args``, ``learning_rate``, ``adam_beta1``,
-            ``adam_beta2`` and ``adam_epsilon`` are read.
+        args: Training arguments, or any object with a ``learning_rate``; ``optim``,
+            ``optim_args``, ``adam_beta1``, ``adam_beta2`` and ``adam_epsilon`` are read where they
+            are there.
 
     Raises:
+        TypeError: `args` has no learning rate.
         ValueError: ``optim_args`` is not as `parse_optim_args` wants it.
     """
-    name = str(getattr(args.optim, "value", args.optim))
+    if not hasattr(args, "learning_rate"):
+        raise TypeError(
+            f"args is a {type(args).__name__} without learning_rate; pass TrainingArguments, or an "
+            "object with learning_rate, weight_decay and, if they are not to have their defaults, "
+            f"{', '.join(_DEFAULTS)}."
+        )
+    given = {name: getattr(args, name, default) for name, default in _DEFAULTS.items()}
+    name = str(getattr(given["optim"], "value", given["optim"]))
     if name not in OPTIMIZER_NAMES:
         name = "adamp"
-    options = parse_optim_args(args.optim_args, name)
+    options = parse_optim_args(given["optim_args"], name)
     groups = options.pop("groups", "hf_adamp")
     # Of single weights it is the groups' business; one value for all is the optimizer's.
     by_name = isinstance(options.get("scale_invariant"), Mapping)
@@ -155,12 +177,12 @@ def read_options(args: TrainingArguments) -> Options:
             f"--optim_args has groups={groups} beside the scale_invariant of single weights, which "
             "needs groups of its own; use groups=hf_adamp."
         )
-    kwargs = {"lr": args.learning_rate, "eps": args.adam_epsilon}
+    kwargs = {"lr": args.learning_rate, "eps": given["adam_epsilon"]}
     if name == "sgdp":
         # The paper's SGDP is a momentum optimizer: without, there is no momentum to slow down.
         kwargs["momentum"] = 0.9
     if name == "adamp":
-        betas = options.pop("betas", (args.adam_beta1, args.adam_beta2))
+        betas = options.pop("betas", (given["adam_beta1"], given["adam_beta2"]))
         kwargs["betas"] = (options.pop("beta1", betas[0]), options.pop("beta2", betas[1]))
     return Options(name, {**kwargs, **options}, groups, scale_invariance)
 

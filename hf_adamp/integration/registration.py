@@ -12,6 +12,7 @@ Transformers before the program does:
 
 import sys
 from collections.abc import Callable
+from difflib import get_close_matches
 from enum import Enum
 from functools import wraps
 from typing import Any
@@ -60,6 +61,7 @@ def add_names() -> None:
             for value in OPTIMIZER_NAMES:
                 if value not in taken:
                     _add_member(names, value)
+            _suggest(names)
     except (AttributeError, TypeError) as error:
         raise RuntimeError(
             f"transformers.training_args.OptimizerNames cannot be extended ({error}); {_SUPPORTED}"
@@ -74,6 +76,25 @@ def add_names() -> None:
 def _values(names: Any) -> dict[str, Enum]:
     mapping: dict[str, Enum] = names._value2member_map_
     return mapping
+
+
+def _suggest(names: Any) -> None:
+    """Let the enum's own message about an unknown name say which of ours was meant."""
+    original = names._missing_.__func__
+    if hasattr(original, "_hf_adamp"):
+        return
+
+    def missing(cls: Any, value: object) -> Any:
+        try:
+            return original(cls, value)
+        except ValueError as error:
+            close = get_close_matches(str(value).lower(), OPTIMIZER_NAMES, 1, 0.5)
+            if not close:
+                raise
+            raise ValueError(f"{error}; did you mean {close[0]}?") from None
+
+    missing._hf_adamp = True  # type: ignore[attr-defined]
+    type.__setattr__(names, "_missing_", classmethod(missing))
 
 
 def _is_ours(member: Enum) -> bool:

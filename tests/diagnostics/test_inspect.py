@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from hf_adamp import ProbeReport
 from hf_adamp.__main__ import main
 from hf_adamp.diagnostics import models
+from hf_adamp.diagnostics.inspect_command import _setting
 from hf_adamp.diagnostics.models import inspect_model
 from tests.tables.decay_rules import GATED, T5, WIDE
 
@@ -157,8 +158,35 @@ def test_bad_models_are_refused(tmp_path, config_file, monkeypatch):
     ):
         inspect_model(path, settings={"hidden": 3})
     monkeypatch.setattr(models, "_free_memory", lambda: 10_000)
-    with pytest.raises(MemoryError, match="and 0 GB are free; make the model smaller"):
+    with pytest.raises(
+        MemoryError, match="and 0 GB are free; make the model smaller, as in --set"
+    ) as e:
         inspect_model(path)
+    # What it names, the model has.
+    key = str(e.value).partition("--set ")[2].partition("=")[0]
+    assert hasattr(models.load_config(path), key)
+
+
+def test_free_memory_counts_what_the_system_would_give_back():
+    with open("/proc/meminfo") as lines:
+        available = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    assert abs(models._free_memory() - 1024 * available) < 2**30
+
+
+def test_settings_reach_what_is_derived_from_them(config_file):
+    """Such as DeepSeek-V3's `qk_head_dim`, a sum of two others."""
+    config = models.load_config("deepseek_v3")
+    built = models._with_settings(config, {}, {"qk_nope_head_dim": 16, "qk_rope_head_dim": 8})
+    assert built.qk_head_dim == 24
+    path = config_file("qwen3", **QWEN)
+    values = models._values_of(path, {})
+    built = models._with_settings(models.load_config(path), values, {"num_key_value_heads": 1})
+    assert (built.num_key_value_heads, built.hidden_size) == (1, QWEN["hidden_size"])
+
+
+@pytest.mark.parametrize(("text", "value"), [("True", True), ("true", True), ("None", None)])
+def test_settings_are_read_as_python_writes_them(text, value):
+    assert _setting(f"x={text}") == ("x", value)
 
 
 def test_command_prints_table_json_and_picture(config_file, tmp_path, capsys):

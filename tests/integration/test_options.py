@@ -183,3 +183,18 @@ def test_scale_invariance_by_name_needs_our_groups(tmp_path):
         read_options(arguments(optim_args=text))
     kwargs = read_options(arguments(optim_args="groups=transformers,scale_invariant=row")).kwargs
     assert kwargs["scale_invariant"] == "row"
+
+
+def test_near_miss_of_a_granularity_gets_an_answer():
+    with pytest.raises(ValueError, match=r"\(did you mean head:8\?\)"):
+        parse_optim_args("scale_invariant=heads:8", "adamp")
+
+
+def test_any_object_with_a_learning_rate_will_do():
+    """What argparse makes in a script without a Trainer."""
+    options = read_options(SimpleNamespace(learning_rate=1e-3))
+    assert options.kwargs == {"lr": 1e-3, "eps": 1e-8, "betas": (0.9, 0.999)}
+    with pytest.raises(
+        TypeError, match="without learning_rate; pass TrainingArguments, or an object"
+    ):
+        read_options(SimpleNamespace(lr=1e-3))

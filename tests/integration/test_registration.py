@@ -144,3 +144,15 @@ def test_foreign_optimizer_of_the_same_name_is_left_alone(monkeypatch):
     with pytest.raises(RuntimeError, match="has a foreign sgdp"):
         registration.add_names()
     assert [member.value for member in Names] == ["adamw", "sgdp"]
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"), [("AdamP", "adamp"), ("adamp_fused", "adamp"), ("SGDP", "sgdp")]
+)
+def test_name_that_is_nearly_ours_gets_an_answer(name, meant):
+    register()
+    with pytest.raises(ValueError, match=f"did you mean {meant}\\?$"):
+        OptimizerNames(name)
+    with pytest.raises(ValueError, match="is not a valid OptimizerNames") as error:
+        OptimizerNames("lion99")
+    assert "did you mean" not in str(error.value)
