@@ -32,8 +32,8 @@ def create_optimizer(model: nn.Module, args: TrainingArguments) -> Optimizer:
 
     Args:
         model: Model whose trainable parameters are optimized.
-        args: Training arguments, or any object with a ``learning_rate``, such as ``argparse`` makes in
-            a script without ``Trainer``; ``weight_decay``, ``adam_beta1``, ``adam_beta2``,
+        args: Training arguments, or any object with a ``learning_rate``, such as ``argparse`` makes
+            in a script without ``Trainer``; ``weight_decay``, ``adam_beta1``, ``adam_beta2``,
             ``adam_epsilon``, ``optim`` and ``optim_args`` are read where they are there.
 
     Raises:

@@ -158,9 +158,7 @@ def test_bad_models_are_refused(tmp_path, config_file, monkeypatch):
     ):
         inspect_model(path, settings={"hidden": 3})
     monkeypatch.setattr(models, "_free_memory", lambda: 10_000)
-    with pytest.raises(
-        MemoryError, match="and 0 GB are free; make the model smaller, as in --set"
-    ) as e:
+    with pytest.raises(MemoryError, match="free; make the model smaller, as in --set") as e:
         inspect_model(path)
     # What it names, the model has.
     key = str(e.value).partition("--set ")[2].partition("=")[0]

@@ -150,7 +150,7 @@ def test_foreign_optimizer_of_the_same_name_is_left_alone(monkeypatch):
     ("name", "meant"), [("AdamP", "adamp"), ("adamp_fused", "adamp"), ("SGDP", "sgdp")]
 )
 def test_name_that_is_nearly_ours_gets_an_answer(name, meant):
-    register()
+    hf_adamp.register()
     with pytest.raises(ValueError, match=f"did you mean {meant}\\?$"):
         OptimizerNames(name)
     with pytest.raises(ValueError, match="is not a valid OptimizerNames") as error:
