@@ -5,7 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["PLAIN", "are_row_major", "has_no_address", "readable", "working_dtype"]
+__all__ = [
+    "PLAIN",
+    "are_row_major",
+    "has_no_address",
+    "is_transformed",
+    "readable",
+    "working_dtype",
+]
 
 # Classes whose instances are what they seem to be.
 PLAIN = {Tensor, torch.nn.Parameter}
@@ -20,15 +27,21 @@ def working_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
+def is_transformed(tensor: Tensor) -> bool:
+    """Whether `torch.func` has wrapped the tensor: a batch of weights looks like one."""
+    wrapped: bool = torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    return wrapped
+
+
 def has_no_address(tensor: Tensor) -> bool:
     """Whether a kernel that is handed an address could not read the tensor.
 
     So it is with subclasses, which may keep their numbers elsewhere (DTensor), with what a mode
-    fakes, and with what `torch.func` wraps: a batch of weights looks like one.
+    fakes, and with what `torch.func` wraps.
     """
     return (
         type(tensor) not in PLAIN
-        or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+        or is_transformed(tensor)
         or bool(torch._C._len_torch_dispatch_stack())
     )
 

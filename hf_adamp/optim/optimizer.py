@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -73,8 +72,9 @@ class ProjectedOptimizer(Optimizer):
         self._plan: Plan | None = None
         # Whether each group had matrices when it was added, by the identity of its dictionary.
         self._had_matrices: dict[int, bool] = {}
-        # The weights that were added, by their identity, and the shapes that they had.
-        self._known: dict[int, tuple[weakref.ref[Tensor], torch.Size]] = {}
+        # The shapes of the weights that were added, by their identity; not by weak references, with
+        # which torch.utils.swap_tensors refuses a tensor.
+        self._known: dict[int, torch.Size] = {}
         self.record_steps = False
         self.last_step: list[StepRecord] = []
 
@@ -97,7 +97,7 @@ class ProjectedOptimizer(Optimizer):
             raise
         self._had_matrices[id(param_group)] = _has_matrices(param_group)
         for param in param_group["params"]:
-            self._known[id(param)] = weakref.ref(param), param.shape
+            self._known[id(param)] = param.shape
 
     def _check_group(self, number: int) -> None:
         """Refuse weights that cannot be stepped, and options that do not suit them."""
@@ -130,12 +130,11 @@ class ProjectedOptimizer(Optimizer):
         group = self.param_groups[number]
         strangers = []
         for index, param in enumerate(group["params"]):
-            now = param.shape
-            known, shape = self._known.get(id(param), (None, now))
-            if known is None or known() is not param:
+            shape = self._known.get(id(param))
+            if shape is None:
                 strangers.append(index)
-            elif shape != now and is_spread():
-                raise RuntimeError(cut_message(self._name(number, index), shape, now))
+            elif shape != param.shape and is_spread():
+                raise RuntimeError(cut_message(self._name(number, index), shape, param.shape))
         # A group that is emptied, moved or given the weights of another has not been flattened.
         if strangers and self._had_matrices.get(id(group)) and not _has_matrices(group):
             raise RuntimeError(flattened_message(self._name(number, strangers[0])))

@@ -12,7 +12,7 @@ from torch import nn
 
 from tests.tables.optimizer_options import FAMILIES
 from tests.tolerances import assert_close
-from tests.training import params_of, set_grads
+from tests.training import assert_identical, params_of, set_grads, snapshot
 from tests.weights import generator
 
 EVERY_FAMILY = pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
@@ -121,7 +121,54 @@ def exchange_groups(optimizer, weight):
     return optimizer
 
 
+def freeze_or_thaw(optimizer, weight):
+    weight.requires_grad_(not weight.requires_grad)
+    return optimizer
+
+
+def swap_tensors(optimizer, weight):
+    """As `module.to` does it where torch is told to swap."""
+    grad, weight.grad = weight.grad, None
+    torch.utils.swap_tensors(weight, nn.Parameter(weight.detach() * 1.5))
+    weight.grad = grad
+    return optimizer
+
+
+def change_options(optimizer, weight):
+    del weight
+    group = optimizer.param_groups[0]
+    group["delta"] = 0.3 - group["delta"]
+    group["lr"] *= 1.1
+    group["eps"] = 1e-7
+    group["nesterov"] = "betas" in group and not group["nesterov"]
+    group["maximize"] = not group["maximize"]
+    return optimizer
+
+
+def declare(optimizer, weight):
+    del weight
+    group = optimizer.param_groups[-1]
+    group["scale_invariant"] = "row" if group["scale_invariant"] == "auto" else "auto"
+    return optimizer
+
+
+def move_to_another_group(optimizer, weight):
+    for group in optimizer.param_groups:
+        group["params"] = [param for param in group["params"] if param is not weight]
+    optimizer.param_groups[0]["params"].append(weight)
+    return optimizer
+
+
+def change_memory_format(optimizer, weight):
+    if weight.ndim == 4:
+        is_last = weight.is_contiguous(memory_format=torch.channels_last)
+        wanted = torch.contiguous_format if is_last else torch.channels_last
+        weight.data = weight.data.contiguous(memory_format=wanted)
+    return optimizer
+
+
 CHANGES = [
+    *(freeze_or_thaw, swap_tensors, change_options, declare, change_memory_format),
     *(move, transpose_in_place, change_precision, change_precision, replace_state),
     *(forget_state, reload, through_a_copy, through_a_pickle, exchange_groups),
 ]
@@ -172,3 +219,46 @@ def test_weights_of_a_removed_group_are_let_go(family):
     del removed, weight
     gc.collect()
     assert alive() is None
+
+
+@EVERY_FAMILY
+def test_weight_that_moves_to_another_group_keeps_its_state(family):
+    run = Run(family, 0, torch.float32)
+    for index in (0, 1, 5):
+        run.step(index)
+        run.optimizers = [move_to_another_group(o, params_of(o)[index]) for o in run.optimizers]
+    run.step(9)
+
+
+@EVERY_FAMILY
+def test_gradients_may_be_views_of_one_buffer(family):
+    """As DDP's buckets and flat gradient buffers have them."""
+    snapshots = []
+    for joined in (True, False):
+        draw = generator(0)
+        weights = [nn.Parameter(torch.randn(shape, generator=draw)) for shape in SHAPES]
+        buffer = torch.empty(sum(weight.numel() for weight in weights))
+        optimizer = family.cls(weights, **{**family.base, "lr": 1e-2})
+        for _ in range(3):
+            buffer.copy_(torch.randn(buffer.shape, generator=draw))
+            for weight, part in zip(
+                weights, buffer.split([w.numel() for w in weights]), strict=True
+            ):
+                weight.grad = part.view(weight.shape) if joined else part.clone().view(weight.shape)
+            optimizer.step()
+        snapshots.append(snapshot(optimizer))
+    assert_identical(*snapshots)
+
+
+@EVERY_FAMILY
+def test_two_optimizers_may_step_one_weight(family):
+    """By turns, each with state of its own."""
+    results = []
+    for flags in ({}, {"foreach": False}):
+        weight = nn.Parameter(torch.randn(64, 64, generator=generator(0)))
+        pair = [family.cls([weight], **{**family.base, "lr": lr}, **flags) for lr in (1e-2, 3e-3)]
+        for step in range(6):
+            weight.grad = torch.randn(64, 64, generator=generator(step))
+            pair[step % 2].step()
+        results.append(weight)
+    assert_close(*results)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ...memory import is_transformed
 from ...rules import AdamRule, Rule, Scalar, SGDRule, step_scalars
 from ..base import Backend, Candidate, Members
 from .blocks import Moments, TorchSection, state_refusal
@@ -37,6 +38,8 @@ class Foreach(Backend):
     def refusal(self, candidate: Candidate) -> str | None:
         """Why it cannot serve weights like this, or None where it can."""
         rule = candidate.rule
+        if is_transformed(candidate.param):
+            return "cannot be batched by torch.func, which has no rule for multi-tensor operations"
         if isinstance(rule, AdamRule) and not rule.capturable:
             for option in ("lr", "beta1", "beta2"):
                 if isinstance(getattr(rule, option), Tensor):
