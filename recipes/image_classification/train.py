@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 from transformers import TrainingArguments, set_seed
 
 from hf_adamp import ProjectionLog
+from hf_adamp.integration.process_exit import run_and_exit
 from recipes.common.arguments import parse
 from recipes.common.silhouettes import CLASSES, load_silhouettes
 
@@ -279,4 +280,4 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main()
+    run_and_exit(main)
