@@ -22,7 +22,7 @@ ROOMS = [
     ["hf_adamp.optim"],
     ["hf_adamp._version"],
 ]
-LIBRARIES = {"hf_adamp.optim": {"torch", "torchao", "triton"}}
+LIBRARIES = {"hf_adamp.optim": {"torch", "torchao"}}
 
 
 def module_name(path):
