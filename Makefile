@@ -18,7 +18,7 @@ WITHOUT_DEPENDENCIES := $(BIN)/python -m pip install --quiet --constraint constr
 PYTEST  := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo paper-images test test-vision lint format bench docs clean demo-adversarial demo-audio demo-detection demo-rebias demo-transformer-xl paper compare-transformer-xl
+.PHONY: help demo paper-images test test-fast test-vision sanitize lint format bench docs clean demo-adversarial demo-audio demo-detection demo-rebias demo-transformer-xl paper compare-transformer-xl
 
 help: ## list the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-22s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +33,33 @@ paper-images: $(VENV)/.demo ## the same over rates, decays, momenta and batches,
 
 test: $(VENV)/.dev ## run all tests
 	$(PYTEST) -n 2
+
+# What a change most likely breaks. The rest of the suite takes these to more shapes, to processes
+# and to other packages, or trains recipes.
+FAST := $(addprefix tests/optim/test_,arguments.py defaults.py library.py native.py plan.py \
+    projection.py records.py refusals.py state_dict.py \
+    equality.py::test_adamp_equals_the_paper_in_float64 \
+    equality.py::test_sgdp_equals_the_paper_in_float64) tests/integration/test_options.py \
+    tests/test_architecture.py tests/test_param_groups.py tests/test_repository.py
+
+test-fast: $(VENV)/.dev ## a minute: what a change most likely breaks
+	$(PYTEST) -n 2 -m 'not slow' $(FAST)
+
+# A copy of the package, its kernel built to check every access to memory and every operation that
+# C leaves undefined, and to end the process at the first that is wrong. The checks' runtimes have to
+# come before Python's memory. Leaks are left out: what Python keeps until its end would count.
+SANITIZED := build/sanitize
+SANITIZED_CPU := $(SANITIZED)/hf_adamp/optim/backends/cpu
+
+sanitize: $(VENV)/.dev ## the C kernel's tests under AddressSanitizer and UndefinedBehaviorSanitizer; needs gcc (4 min)
+	rm -rf $(SANITIZED) && mkdir -p $(SANITIZED) && cp -R hf_adamp $(SANITIZED)
+	find $(SANITIZED) -name '_native*' -delete
+	gcc -std=gnu11 -O1 -g -fno-omit-frame-pointer -fopenmp -fsanitize=address,undefined \
+	    -fno-sanitize-recover=undefined -shared -fPIC $(SANITIZED_CPU)/csrc/kernel.c -lm \
+	    -o $(SANITIZED_CPU)/_native.so
+	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+	    ASAN_OPTIONS=detect_leaks=0 $(PYTEST) -n 2 -o "pythonpath=$(SANITIZED) ." \
+	    $(addprefix tests/optim/test_,library.py native.py determinism.py layouts.py low_precision.py)
 
 test-vision: $(VENV)/vision/.done ## the tests that need torchvision and timm, in an environment of their own (5 GB)
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VENV)/vision/bin/python -m pytest \

@@ -1,5 +1,6 @@
 """The kernel is found wherever the package is installed, or the user is told what to do."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -51,3 +52,11 @@ def test_clone_that_is_not_installed_says_what_to_do(tmp_path, monkeypatch):
         library.load.cache_clear()
     assert found is None
     assert "pip install ." in reason
+
+
+@pytest.mark.skipif("libasan" not in os.environ.get("LD_PRELOAD", ""), reason="needs make sanitize")
+def test_kernel_under_sanitizers_is_the_one_that_is_tested():
+    kernel, _ = library.load()
+    assert "sanitize" in kernel._name
+    assert hasattr(kernel, "__asan_init")
+    assert hasattr(kernel, "__ubsan_handle_type_mismatch_v1_abort")
