@@ -1,8 +1,11 @@
 """Launcher: run a training script unchanged, with ``--optim adamp`` and ``--optim sgdp`` known.
 
-Beside it the command ``inspect``, which says whether a model has scale-invariant weights.
+``--log`` before the script adds a `ProjectionLog` to each of its Trainers. Beside the launcher
+stand two commands: ``inspect`` says whether a model has scale-invariant weights, ``plot`` draws
+runs.
 
     python -m hf_adamp run_glue.py --optim adamp ...
+    python -m hf_adamp --log runs/projection.jsonl run_glue.py --optim adamp ...
     torchrun --nproc_per_node 2 -m hf_adamp run_glue.py --optim adamp ...
     accelerate launch -m hf_adamp run_glue.py --optim adamp ...
     python -m hf_adamp inspect resnet
@@ -16,6 +19,7 @@ also ends the process (see ``process_exit``).
 import argparse
 import runpy
 import sys
+from collections.abc import Callable
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -23,6 +27,7 @@ from pathlib import Path
 from hf_adamp import __version__
 from hf_adamp.integration.process_exit import run_and_exit
 from hf_adamp.integration.registration import register
+from hf_adamp.integration.trainer_log import TrainerLog
 
 __all__ = ["main"]
 
@@ -73,10 +78,11 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f"cannot find the script {target}; check the path, or use -m for a module.")
     register()
     if arguments.module is None:
-        run_and_exit(partial(_run_script, target, rest))
+        run: Callable[[], object] = partial(_run_script, target, rest)
     else:
         sys.argv = [target, *rest]
-        run_and_exit(partial(runpy.run_module, target, run_name="__main__", alter_sys=True))
+        run = partial(runpy.run_module, target, run_name="__main__", alter_sys=True)
+    run_and_exit(run if arguments.log is None else partial(_run_logged, arguments.log, run))
 
 
 def _reversed(launcher: str) -> str:
@@ -87,7 +93,7 @@ def _reversed(launcher: str) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m hf_adamp",
-        usage="%(prog)s [-h] [--version] (SCRIPT | -m MODULE) [ARGS ...]\n"
+        usage="%(prog)s [-h] [--version] [--log FILE] (SCRIPT | -m MODULE) [ARGS ...]\n"
         "       %(prog)s inspect MODEL [OPTIONS]\n"
         "       %(prog)s plot RUN [RUN ...] [OPTIONS]",
         description="Run a training script with --optim adamp and --optim sgdp known, inspect a "
@@ -95,6 +101,13 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"hf-adamp {__version__}")
+    parser.add_argument(
+        "--log",
+        type=_log_file,
+        metavar="FILE",
+        help="add ProjectionLog to each Trainer of the script and write FILE.jsonl; the word "
+        "reports writes no file, so that the numbers go to the Trainer's reporters only",
+    )
     parser.add_argument(
         "-m",
         dest="module",
@@ -108,6 +121,24 @@ def _parser() -> argparse.ArgumentParser:
         help="run a script, and pass it ARGS",
     )
     return parser
+
+
+def _log_file(text: str) -> str:
+    if text != "reports" and not text.endswith(".jsonl"):
+        raise argparse.ArgumentTypeError(f"{text} must end in .jsonl, or be the word reports")
+    return text
+
+
+def _run_logged(file: str, run: Callable[[], object]) -> None:
+    log = TrainerLog(None if file == "reports" else Path(file))
+    log.attach()
+    run()
+    if not log.trainers:
+        print(
+            f"--log {file} has no effect: the script made no transformers.Trainer; in a loop of "
+            "its own use hf_adamp.diagnostics.StepLog.",
+            file=sys.stderr,
+        )
 
 
 def _run_script(script: str, arguments: list[str]) -> None:

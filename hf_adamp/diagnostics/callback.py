@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import inspect
 import logging
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_callback import CallbackHandler, DefaultFlowCallback
+from transformers.trainer_callback import (
+    CallbackHandler,
+    DefaultFlowCallback,
+    PrinterCallback,
+    ProgressCallback,
+)
 
 from hf_adamp.diagnostics.report import Report, unwrap
 from hf_adamp.diagnostics.steps import StepReader, watch
@@ -18,6 +24,15 @@ from hf_adamp.diagnostics.steps import StepReader, watch
 __all__ = ["ProjectionLog"]
 
 logger = logging.getLogger(__name__)
+
+# What a line on the console has room for; reporters, history and file get everything.
+_CONSOLE = {
+    "weight_norm",
+    "effective_step",
+    "projected_channel",
+    "projected_layer",
+    "projected_head",
+}
 
 
 class ProjectionLog(TrainerCallback):
@@ -75,6 +90,8 @@ class ProjectionLog(TrainerCallback):
         self._report = Report(jsonl, per_kind=per_kind, weights=weights)
         self._reader: StepReader | None = None
         self._fresh = False
+        self._quiet: set[str] = set()
+        self._consoles: list[TrainerCallback] = []
 
     def on_train_begin(
         self,
@@ -89,11 +106,14 @@ class ProjectionLog(TrainerCallback):
         self._report.describe(model)
         if state.is_world_process_zero:
             self._report.start(resumed=state.global_step > 0)
-        if not _run_before_reporters(self):
+        handler = _run_before_reporters(self)
+        if handler is None:
             logger.warning(
                 "ProjectionLog found no transformers CallbackHandler among its callers: its "
                 "numbers reach trainer.state.log_history and the JSONL file, but not the reporters."
             )
+        else:
+            self._shorten_consoles(handler)
 
     def on_pre_optimizer_step(
         self,
@@ -141,6 +161,7 @@ class ProjectionLog(TrainerCallback):
         read = self._reader.read()
         added = self._report.numbers(read)
         logs.update(added)
+        self._quiet = added.keys() - _CONSOLE
         # The Trainer has already filed a copy of the logs.
         if state.log_history and state.log_history[-1].get("step") == state.global_step:
             state.log_history[-1].update(added)
@@ -151,8 +172,30 @@ class ProjectionLog(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Leave the optimizer as it was found."""
+        """Leave the optimizer and the console as they were found."""
         self._close()
+        for console in self._consoles:
+            del console.on_log
+        self._consoles = []
+
+    def _shorten_consoles(self, handler: CallbackHandler) -> None:
+        """Hide our lesser numbers from the callbacks that print, which get the logs last.
+
+        Callbacks behind them still get all: the logs themselves stay as they are.
+        """
+        for console in handler.callbacks:
+            printing = isinstance(console, (PrinterCallback, ProgressCallback))
+            if printing and "on_log" not in vars(console):
+                console.on_log = self._shortened(console.on_log)
+                self._consoles.append(console)
+
+    def _shortened(self, on_log: Any) -> Any:
+        @wraps(on_log)
+        def shortened(*event: Any, logs: dict[str, Any] | None = None, **rest: Any) -> Any:
+            shown = {k: v for k, v in (logs or {}).items() if k not in self._quiet}
+            return on_log(*event, logs=None if logs is None else shown, **rest)
+
+        return shortened
 
     def _close(self) -> None:
         if self._reader is not None:
@@ -168,8 +211,8 @@ def _will_log(args: TrainingArguments, state: TrainerState) -> bool:
     return first or strategy == "epoch" or (strategy == "steps" and step % state.logging_steps == 0)
 
 
-def _run_before_reporters(callback: TrainerCallback) -> bool:
-    """Move the callback behind DefaultFlowCallback, so before all that report; say if it worked.
+def _run_before_reporters(callback: TrainerCallback) -> CallbackHandler | None:
+    """Move the callback behind DefaultFlowCallback, so before all that report; return its handler.
 
     Reporters come before a user's callbacks, so what these add to the logs is too late. Callbacks
     are not told their handler, but are called by it: it is the owner of one of the frames above.
@@ -182,6 +225,6 @@ def _run_before_reporters(callback: TrainerCallback) -> bool:
             handler.callbacks.remove(callback)
             flow = [isinstance(c, DefaultFlowCallback) for c in handler.callbacks]
             handler.callbacks.insert(flow.index(True) + 1 if any(flow) else 0, callback)
-            return True
+            return handler
         frame = frame.f_back
-    return False
+    return None

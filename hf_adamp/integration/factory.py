@@ -98,7 +98,7 @@ def _log_configuration(
         return
     logger.setLevel(logging.INFO)
     shown = _shown_options(options)
-    decayed = "; ".join(_describe_group(group) for group in groups)
+    decayed = "; ".join(_describe_groups(groups))
     differing = set(decay_parameter_names(model)) ^ set(
         decay_parameter_names(model, rule="transformers")
     )
@@ -116,9 +116,18 @@ def _shown_options(options: Options) -> str:
     return ", ".join(f"{n}={options.kwargs.get(n, parameters[n].default)}" for n in names)
 
 
-def _describe_group(group: dict[str, Any]) -> str:
+def _describe_groups(groups: list[dict[str, Any]]) -> list[str]:
+    """Words for what the groups say; groups that say the same are counted together."""
+    alike: dict[str, list[Any]] = {}
+    for group in groups:
+        declared = group.get("scale_invariant")
+        options = f"weight_decay={group['weight_decay']}"
+        options += "" if declared is None else f", scale_invariant={declared}"
+        alike.setdefault(options, []).extend(group["params"])
+    return [f"{options} on {_count(weights)}" for options, weights in alike.items()]
+
+
+def _count(weights: list[Any]) -> str:
     # A ZeRO-3 weight is empty until gathered and keeps its size beside.
-    elements = sum(getattr(p, "ds_numel", p.numel()) for p in group["params"])
-    weights = f"{len(group['params'])} weights ({elements:,} elements)"
-    declared = f", scale_invariant={group['scale_invariant']}" if "scale_invariant" in group else ""
-    return f"weight_decay={group['weight_decay']}{declared} on {weights}"
+    elements = sum(getattr(p, "ds_numel", p.numel()) for p in weights)
+    return f"{len(weights)} weights ({elements:,} elements)"

@@ -40,6 +40,23 @@ def test_numbers_reach_the_reporters_and_the_history_together(tmp_path):
         assert all(isinstance(value, float) for value in seen.values())
 
 
+@pytest.mark.parametrize("disable_tqdm", [True, False])
+def test_console_line_is_short_and_reporters_get_all(tmp_path, capsys, disable_tqdm):
+    before, behind = Reporter(), Reporter()
+    trainer = make_trainer(
+        tmp_path, [before, ProjectionLog(weights="conv")], disable_tqdm=disable_tqdm
+    )
+    trainer.add_callback(behind)
+    trainer.train()
+    line = next(line for line in capsys.readouterr().out.splitlines() if "'loss'" in line)
+    shown = {"weight_norm", "effective_step", "projected_channel", "projected_layer"}
+    assert {name for name in COMMON | PROJECTION if f"'{name}'" in line} == shown
+    assert "/" not in line
+    for reporter in (before, behind):
+        assert len([name for name in losses_of(reporter.seen)[0] if "/" in name]) > 20
+    assert not any("on_log" in vars(c) for c in trainer.callback_handler.callbacks)
+
+
 def test_numbers_join_no_evaluation_and_no_closing_log(tmp_path):
     reporter = Reporter()
     trainer = make_trainer(tmp_path, [reporter, ProjectionLog()], eval_strategy="steps")

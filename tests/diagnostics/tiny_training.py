@@ -36,9 +36,8 @@ def make_trainer(folder, callbacks, *, optimizer=AdamP, steps=6, **arguments):
     torch.manual_seed(0)
     data = [{"pixel_values": torch.randn(1, 6, 6), "labels": i % 3} for i in range(24)]
     options = {"logging_steps": 2, "max_steps": steps, "save_strategy": "no", "report_to": "none"}
-    args = TrainingArguments(
-        str(folder), use_cpu=True, disable_tqdm=True, **{**options, **arguments}
-    )
+    options |= {"disable_tqdm": True, "use_cpu": True}
+    args = TrainingArguments(str(folder), **{**options, **arguments})
     model = Net()
     optimizers = (optimizer(model.parameters(), lr=0.01), None)
     return Trainer(

@@ -21,6 +21,7 @@ TRAIN = [
     "--optim=adamp",
     "--optim_args=delta=0.05",
 ]
+ACCELERATE = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes=1"]
 
 
 def report_of(outcome):
@@ -50,6 +51,32 @@ def test_script_runs_as_python_would_run_it(run_python):
     }
 
 
+@pytest.mark.parametrize("launch", [["-m", "hf_adamp"], [*ACCELERATE, "-m", "hf_adamp"]])
+def test_log_is_written_for_a_script_that_does_not_know_it(run_python, tmp_path, launch):
+    command = [*launch, "--log", "new/log.jsonl", SCRIPT, *TRAIN, "--logging_steps=1"]
+    outcome = run_python(*command)
+    assert report_of(outcome)["argv"] == [str(SCRIPT), *TRAIN, "--logging_steps=1"]
+    lines = [json.loads(line) for line in (tmp_path / "new/log.jsonl").read_text().splitlines()]
+    assert (lines[0]["step"], lines[0]["weight"]) == (1, None)
+    assert lines[0].keys() >= {"loss", "effective_step", "projected_channel"}
+    assert "resnet.embedder.embedder.convolution.weight" in [line["weight"] for line in lines]
+    assert outcome.stderr.count("has no effect") == 0
+
+
+def test_log_may_go_to_reporters_alone(run_python, tmp_path):
+    outcome = run_python("-m", "hf_adamp", "--log", "reports", SCRIPT, *TRAIN, "--logging_steps=1")
+    assert "'effective_step'" in outcome.stdout
+    assert list(tmp_path.glob("**/*.jsonl")) == []
+
+
+def test_log_without_a_trainer_is_told(run_python, tmp_path):
+    script = tmp_path / "loop.py"
+    script.write_text("print('trained')")
+    outcome = run_python("-m", "hf_adamp", "--log", "log.jsonl", script)
+    assert "--log log.jsonl has no effect" in outcome.stderr
+    assert "StepLog" in outcome.stderr
+
+
 def test_module_runs_as_python_would_run_it(run_python):
     command = ["-m", "hf_adamp", "-m", SCRIPT.stem, *TRAIN]
     report = report_of(run_python(*command, path=[SCRIPT.parent]))
@@ -65,8 +92,7 @@ def test_torchrun_trains_on_two_processes(run_python):
 
 
 def test_accelerate_launch_trains(run_python):
-    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes=1"]
-    report = report_of(run_python(*launch, "-m", "hf_adamp", SCRIPT, *TRAIN))
+    report = report_of(run_python(*ACCELERATE, "-m", "hf_adamp", SCRIPT, *TRAIN))
     assert report["optimizer"] == "AdamP"
 
 
@@ -80,6 +106,7 @@ def test_script_sees_its_own_options_and_exit_status(run_python, tmp_path):
 REFUSALS = [
     ([], "nothing to run; give a SCRIPT, or -m MODULE."),
     (["-m"], "nothing to run; give a SCRIPT, or -m MODULE."),
+    (["--log", "run", "train.py"], "run must end in .jsonl, or be the word reports"),
     (["missing.py", "--x"], "cannot find the script missing.py"),
     (["--optim", "adamp"], "unrecognized arguments: --optim"),
     (

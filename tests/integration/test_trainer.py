@@ -235,6 +235,15 @@ def test_start_line_names_optimizer_options_and_groups(make_args, resnet, log):
     assert f"differ on {len(normalizations)} weights" in text
 
 
+def test_start_line_counts_groups_that_say_the_same_together(make_args, resnet, log):
+    Trainer(resnet, make_args(optim="adamp", weight_decay=0.0)).create_optimizer()
+    (record,) = log.records
+    elements = sum(p.numel() for p in resnet.parameters())
+    told = f"weight_decay=0.0 on {len(list(resnet.parameters()))} weights ({elements:,} elements)."
+    assert told in record.getMessage()
+    assert record.getMessage().count(" on ") == 2
+
+
 @pytest.mark.parametrize(
     ("verbosity", "lines"), [("info", 1), ("warning", 1), ("error", 0), ("critical", 0)]
 )
