@@ -18,7 +18,7 @@ WITHOUT_DEPENDENCIES := $(BIN)/python -m pip install --quiet --constraint constr
 PYTEST  := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo paper-images test test-fast test-vision sanitize lint format bench docs clean demo-adversarial demo-audio demo-detection demo-rebias demo-transformer-xl paper compare-transformer-xl
+.PHONY: help demo paper-images test test-fast test-vision test-deepspeed sanitize lint format bench docs clean demo-adversarial demo-audio demo-detection demo-rebias demo-transformer-xl paper compare-transformer-xl
 
 help: ## list the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-22s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -64,6 +64,9 @@ sanitize: $(VENV)/.dev ## the C kernel's tests under AddressSanitizer and Undefi
 test-vision: $(VENV)/vision/.done ## the tests that need torchvision and timm, in an environment of their own (5 GB)
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VENV)/vision/bin/python -m pytest \
 	    tests/recipes/image_classification tests/recipes/object_detection
+
+test-deepspeed: $(VENV)/deepspeed/.done ## the tests with the real DeepSpeed, in an environment of its own (1.3 GB, 12 min)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VENV)/deepspeed/bin/python -m pytest tests/optim/zero
 
 lint: $(VENV)/.dev ## ruff check, ruff format --check, mypy
 	$(BIN)/ruff check .
@@ -152,6 +155,13 @@ $(VENV)/vision/.done: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m venv $(VENV)/vision
 	$(VENV)/vision/bin/python -m pip install --quiet torch==2.14.1 torchvision==0.29.1 timm \
 	    --editable '.[test]'
+	@touch $@
+
+# DeepSpeed brings packages that nothing else here asks for.
+$(VENV)/deepspeed/.done: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m venv $(VENV)/deepspeed
+	$(VENV)/deepspeed/bin/python -m pip install --quiet --constraint constraints.txt \
+	    deepspeed==0.19.8 --editable '.[test]'
 	@touch $@
 
 # In a folder of their own and without what they depend on: timm asks for torchvision, and where it

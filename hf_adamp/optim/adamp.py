@@ -75,7 +75,7 @@ class AdamP(ProjectedOptimizer):
         ValueError: for an option out of range, or a weight whose rows the declared heads do not
             share out evenly.
         RuntimeError: for options that exclude each other, or weights whose rows cannot be seen
-            (the flattened shards of FSDP1 and DeepSpeed ZeRO).
+            (the flattened shards of FSDP1).
 
     Example:
         >>> optimizer = AdamP(model.parameters(), lr=1e-3, weight_decay=1e-2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from itertools import repeat
 from operator import attrgetter, is_not, itemgetter
 from typing import Any, ClassVar
@@ -24,8 +25,10 @@ from .records import StepRecord
 from .rules import Rule
 from .scale_invariance import check_scale_invariant, threshold, vectors_of
 from .sharding.dtensor import is_sharded, local_part, shard_number
-from .sharding.flat import cut_message, flattened_message, is_spread, refuse_flattened
+from .sharding.flat import FlatTensor
+from .sharding.origins import Origins
 from .sharding.reducer import Reducer
+from .sharding.zero import full_shape
 from .storage import Precision, as_moment, load_quantizer
 
 __all__ = ["ProjectedOptimizer", "step_once"]
@@ -69,12 +72,9 @@ class ProjectedOptimizer(Optimizer):
         super().__init__(params, check_options(defaults))
 
     def _reset_caches(self) -> None:
-        self._plan: Plan | None = None
-        # Whether each group had matrices when it was added, by the identity of its dictionary.
-        self._had_matrices: dict[int, bool] = {}
-        # The shapes of the weights that were added, by their identity; not by weak references, with
-        # which torch.utils.swap_tensors refuses a tensor.
-        self._known: dict[int, torch.Size] = {}
+        # One, unless a framework steps with a part of the groups at a time.
+        self._plans: dict[tuple[int, ...], Plan] = {}
+        self._origins = Origins()
         self.record_steps = False
         self.last_step: list[StepRecord] = []
 
@@ -91,16 +91,18 @@ class ProjectedOptimizer(Optimizer):
         param_group.update({name: checked[name] for name in param_group})
         super().add_param_group(param_group)
         try:
-            self._check_group(len(self.param_groups) - 1)
+            self._check_group(len(self.param_groups) - 1, stepping=False)
         except (TypeError, ValueError, RuntimeError, ImportError):
             self.param_groups.pop()
             raise
-        self._had_matrices[id(param_group)] = _has_matrices(param_group)
-        for param in param_group["params"]:
-            self._known[id(param)] = param.shape
+        self._origins.remember(param_group, partial(self._name, len(self.param_groups) - 1))
 
-    def _check_group(self, number: int) -> None:
-        """Refuse weights that cannot be stepped, and options that do not suit them."""
+    def _check_group(self, number: int, *, stepping: bool) -> list[FlatTensor]:
+        """Refuse weights that cannot be stepped, and options that do not suit them.
+
+        Returns:
+            What flat tensors hold that have taken the place of the group's weights.
+        """
         group = self.param_groups[number]
         declared = group["scale_invariant"]
         check_scale_invariant("scale_invariant", declared)
@@ -108,40 +110,31 @@ class ProjectedOptimizer(Optimizer):
             load_quantizer()
         self._check_precision(number, group)
         projects = threshold(declared, group["delta"]) > 0
+        name_of = partial(self._name, number)
+        if projects:
+            if flats := self._origins.flat_tensors(group, name_of):
+                return flats
+            self._origins.refuse_unreadable(group, name_of, stepping=stepping)
         for index, param in enumerate(group["params"]):
-            name = self._name(number, index)
+            name = name_of(index)
             if projects and param.is_complex():
                 raise TypeError(
                     f"{name} is complex, which the projection is not defined for; pass "
                     "torch.view_as_real of it, or put it into a group with delta=0 or "
                     "scale_invariant=False."
                 )
-            if projects:
-                refuse_flattened(param, name)
-            if has_rows(param.shape):
-                vectors_of(declared, param.shape, name)
+            if has_rows(shape := full_shape(param)):
+                vectors_of(declared, shape, name)
         # Where a weight is placed so that its rows cannot be found, this says so.
         Reducer.of((param, declared) for param in group["params"])
-        if projects:
-            self._refuse_replaced(number)
-
-    def _refuse_replaced(self, number: int) -> None:
-        """Refuse weights that a framework has flattened or cut, where it leaves no mark on them."""
-        group = self.param_groups[number]
-        strangers = []
-        for index, param in enumerate(group["params"]):
-            shape = self._known.get(id(param))
-            if shape is None:
-                strangers.append(index)
-            elif shape != param.shape and is_spread():
-                raise RuntimeError(cut_message(self._name(number, index), shape, param.shape))
-        # A group that is emptied, moved or given the weights of another has not been flattened.
-        if strangers and self._had_matrices.get(id(group)) and not _has_matrices(group):
-            raise RuntimeError(flattened_message(self._name(number, strangers[0])))
+        return []
 
     def _name(self, group_index: int, index: int) -> str:
-        names = self.param_groups[group_index].get("param_names")
-        return names[index] if names else f"param_groups[{group_index}]['params'][{index}]"
+        group = self.param_groups[group_index]
+        names = group.get("param_names") or []
+        # A framework that puts flat tensors into a group leaves the names of its weights there.
+        is_named = len(names) == len(group["params"])
+        return names[index] if is_named else f"param_groups[{group_index}]['params'][{index}]"
 
     def step(  # type: ignore[override]  # torch overloads what its optimizers do not
         self, closure: Callable[[], float] | None = None
@@ -174,41 +167,57 @@ class ProjectedOptimizer(Optimizer):
             Plan(groups).step_once(groups)
             return
         with self._new_state_only_if_right():
-            groups, steps = self._gather()
-            if self._plan is None or steps is None:
-                self._plan = None
+            key = self._plan_key()
+            groups, steps = self._gather(key)
+            if steps is None:
+                self._plans = self._plans_in_use() if key else {}
                 plan = self._new_plan(groups)
                 steps = plan.gather(groups)
                 assert steps is not None
-                self._plan = plan
+                self._plans[key] = plan
         for group, collected in zip(self.param_groups, groups, strict=True):
             if collected.seeds:
                 # In the group, so that a resumed run goes on with other random numbers.
                 group["rounded_steps"] = group.get("rounded_steps", 0) + 1
-        records = self._plan.step(groups, steps, recording=self.record_steps)
+        self._plans[key].step(groups, steps, recording=self.record_steps)
         if self.record_steps:
-            self.last_step = records
+            self.last_step = [own for plan in self._plans.values() for own in plan.records]
 
-    def _gather(self) -> tuple[list[Collected], list[Step] | None]:
+    def _plan_key(self) -> tuple[int, ...]:
+        """Which of the plans is for these groups: the only one, unless their tensors are flat.
+
+        ZeRO steps with one group, or one flat tensor, after the other as if it were all.
+        """
+        params = [param for group in self.param_groups for param in group["params"][:1]]
+        return tuple(id(param) for param in params if self._origins.is_stranger(param))
+
+    def _plans_in_use(self) -> dict[tuple[int, ...], Plan]:
+        """The plans of tensors that have state, so that what is let go of takes no memory."""
+        present = set(map(id, self.state))
+        return {key: plan for key, plan in self._plans.items() if key and present.issuperset(key)}
+
+    def _gather(self, key: tuple[int, ...]) -> tuple[list[Collected], list[Step] | None]:
         """What each group has, and what the plan makes of it, if there is one and it is right."""
         try:
             groups = [self._collect(number, g) for number, g in enumerate(self.param_groups)]
-            return groups, self._plan.gather(groups) if self._plan is not None else None
+            plan = self._plans.get(key)
+            return groups, plan.gather(groups) if plan is not None else None
         except RuntimeError:
             # What has no memory to look at, a sparse gradient, is told in words.
             self._check_gradients()
             raise
 
     def _new_plan(self, groups: Sequence[Collected]) -> Plan:
-        for number in range(len(self.param_groups)):
-            self._check_group(number)
+        flats = [
+            (flat, group["scale_invariant"])
+            for number, group in enumerate(self.param_groups)
+            for flat in self._check_group(number, stepping=True)
+        ]
         self._check_gradients()
-        reducer = Reducer.of(
-            (param, group["scale_invariant"])
-            for group in self.param_groups
-            for param in group["params"]
-        )
-        return Plan(groups, reducer)
+        params = [
+            (p, group["scale_invariant"]) for group in self.param_groups for p in group["params"]
+        ]
+        return Plan(groups, Reducer.of(params, flats))
 
     @contextmanager
     def _new_state_only_if_right(self) -> Iterator[None]:
@@ -397,12 +406,12 @@ class ProjectedOptimizer(Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         """What a copy or a pickle takes along: a plan is made anew where it is needed."""
         state = super().__getstate__()
-        return {name: value for name, value in state.items() if name != "_plan"}
+        return {name: value for name, value in state.items() if name != "_plans"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore from a pickle, a copy or a checkpoint."""
         super().__setstate__(state)
-        self._plan = None
+        self._plans = {}
         if not hasattr(self, "record_steps"):
             self._reset_caches()
             self._source = None
@@ -425,7 +434,7 @@ class ProjectedOptimizer(Optimizer):
             ValueError: for weights that do not match, a checkpoint with `amsgrad=True`, state that
                 is incomplete or of another shape, or options that do not suit the weights.
         """
-        had = [self._had_matrices.get(id(group), False) for group in self.param_groups]
+        before = list(self.param_groups)
         with adapted_loading(
             self,
             self.state_aliases,
@@ -435,7 +444,7 @@ class ProjectedOptimizer(Optimizer):
         ):
             super().load_state_dict(state_dict)
         # torch has put other dictionaries in the place of the groups.
-        self._had_matrices = {id(g): own for g, own in zip(self.param_groups, had, strict=True)}
+        self._origins.carry_over(before, self.param_groups)
 
     def _check_loaded(self, group_index: int, options: Mapping[str, Any]) -> None:
         self._check_precision(group_index, options)
@@ -472,7 +481,3 @@ def _as_real(tensor: Tensor | None) -> Tensor | None:
     if tensor is None or not tensor.is_complex():
         return tensor
     return torch.view_as_real(tensor.resolve_conj())
-
-
-def _has_matrices(group: Mapping[str, Any]) -> bool:
-    return max(map(Tensor.dim, group["params"]), default=0) > 1

@@ -150,6 +150,7 @@ class Plan:
         for group in groups:
             _check_shapes(group)
         self._reducer = reducer
+        self.records: list[StepRecord] = []
         self._sections = list(_sections(groups, reducer))
         self._traits = [] if torch.compiler.is_compiling() else self._look_at(groups)
         self._watched = _watched(groups, self._sections)
@@ -191,11 +192,10 @@ class Plan:
 
     def step(
         self, groups: Sequence[Collected], steps: Sequence[Step], *, recording: bool = False
-    ) -> list[StepRecord]:
+    ) -> None:
         """Update all weights that have a gradient; `steps` is what `gather` found.
 
-        Returns:
-            If recording, one record for every section that has weights with rows.
+        If recording, `records` then has one for every section that has weights with rows.
         """
         found: list[tuple[_Section, Step, Outcome | None]] = []
         shared: list[tuple[_Section, Step]] = []
@@ -212,13 +212,13 @@ class Plan:
         if self._reducer is not None:
             found += _step_shared(shared, self._reducer)
         if not recording:
-            return []
+            return
         records = [
             section.record(step, outcome, _weights_of(section, groups))
             for section, step, outcome in found
             if outcome is not None
         ]
-        return [record for record in records if record is not None]
+        self.records = [record for record in records if record is not None]
 
 
 def _weights_of(section: _Section, groups: Sequence[Collected]) -> list[Tensor]:
@@ -321,7 +321,7 @@ def _placements(group: Collected, index: int, reducer: Reducer | None) -> tuple[
     """The weights that a tensor holds."""
     weight = group.weights[index]
     if reducer is not None and id(weight) in reducer.placements:
-        return (reducer.placements[id(weight)],)
+        return reducer.placements[id(weight)]
     return (place_whole(group.rule.scale_invariant, group.params[index].shape),)
 
 

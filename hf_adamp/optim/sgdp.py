@@ -55,7 +55,7 @@ class SGDP(ProjectedOptimizer):
         ValueError: for an option out of range, `nesterov` without momentum, or a weight whose rows
             the declared heads do not share out evenly.
         RuntimeError: for options that exclude each other, or weights whose rows cannot be seen
-            (the flattened shards of FSDP1 and DeepSpeed ZeRO).
+            (the flattened shards of FSDP1).
 
     Example:
         >>> optimizer = SGDP(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-5)

@@ -73,12 +73,12 @@ def test_gradients_that_come_and_go_leave_the_plan_as_it_is(family):
     weights = list(make_weights().values())
     optimizer = build(family, weights, **KWARGS[family.name])
     run_steps(optimizer, [make_grads(weights, "mix", 0)])
-    plan = optimizer._plan
+    plan = optimizer._plans[()]
     for step in range(1, 8):
         grads = make_grads(weights, "mix", step)
         grads = [None if (index + step) % 3 == 0 else grad for index, grad in enumerate(grads)]
         run_steps(optimizer, [grads])
-        assert optimizer._plan is plan
+        assert optimizer._plans[()] is plan
 
 
 @NATIVE
@@ -194,7 +194,7 @@ def test_many_groups_with_options_of_their_own_are_one_section(family):
     for weight, reference in zip(weights, references, strict=True):
         assert_close(weight, reference.weights[0])
     if library.load()[0] is not None:
-        assert len(optimizer._plan._sections) == 1
+        assert len(optimizer._plans[()]._sections) == 1
 
 
 def test_two_threads_step_two_optimizers():

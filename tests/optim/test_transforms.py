@@ -103,4 +103,4 @@ def test_mode_is_not_passed_by(family):
     optimizer = build(family, weights)
     with FlopCounterMode(display=False):
         run_steps(optimizer, [make_grads(weights.values(), "channel", 0)])
-        assert type(optimizer._plan._sections[0].prepared).__name__ == "ForeachSection"
+        assert type(optimizer._plans[()]._sections[0].prepared).__name__ == "ForeachSection"

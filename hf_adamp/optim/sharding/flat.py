@@ -1,71 +1,141 @@
-"""Weights that a framework has flattened or cut (FSDP1, DeepSpeed): recognised, and refused.
+"""Flat shards: weights laid end to end in one tensor and cut into equal ranges, one a process.
 
-Their rows cannot be seen, so nothing would ever be projected, or they are parts of rows, whose
-cosines would be wrong.
+A range begins and ends anywhere, so what a process has of a weight is the end of one row, whole
+rows, and the beginning of another. The sums of cut rows are added up with the processes that have
+the rest of them; the totals of a weight with all that have rows of it. Which rows are cut follows
+from the ranges alone, so each process numbers them like all others, without a word between them.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 
-__all__ = ["cut_message", "flattened_message", "is_spread", "refuse_flattened"]
+from ..layout import Extent, Peers, Piece, Placement, Slots, has_rows
+from ..scale_invariance import ScaleInvariant, matrix_dims, vectors_of
 
-_REMEDY = (
-    "shard with FSDP2 (`fully_shard`), which keeps the shape of weights, or use DeepSpeed's stage "
-    "0, or set delta=0, which is AdamW (or SGD) by request"
-)
-# What DeepSpeed's automatic tensor parallelism and Megatron leave on a weight that they have cut.
-_CUT_MARKS = ("tensor_model_parallel", "ds_is_replaced_module", "_tp_partition")
+__all__ = ["FlatTensor", "FlatWeight", "place_flat"]
+
+Claim = Callable[[Peers, int], Sequence[int]]
 
 
-def flattened_message(name: str) -> str:
-    """What to say where a framework has put flat weights in the place of the optimizer's own."""
-    return (
-        f"{name} and its group had weights with rows when the optimizer was made and have none "
-        "now: they were flattened, as DeepSpeed ZeRO does in stages 1 and 2. Their rows cannot be "
-        f"seen, so nothing would ever be projected; {_REMEDY}."
-    )
+@dataclass(frozen=True)
+class FlatWeight:
+    """Where the elements of one weight are.
+
+    Attributes:
+        weight: the model's, which a record names.
+        shape: of the whole weight.
+        bounds: process `r` has its elements `bounds[r]` to `bounds[r + 1]`; the first bound is 0,
+            the last the number of its elements.
+        offset: where this process's elements begin in its flat tensor.
+    """
+
+    weight: Tensor
+    shape: torch.Size
+    bounds: tuple[int, ...]
+    offset: int
 
 
-def cut_message(name: str, before: torch.Size, now: torch.Size) -> str:
-    """What to say where a weight has another shape than when it was added."""
-    return (
-        f"{name} had shape {tuple(before)} when it was added and has {tuple(now)} now: a framework "
-        "has cut it, and parts of rows cannot be tested. Make the optimizer from the cut weights "
-        f"only if they are whole rows; {_REMEDY}."
-    )
+@dataclass(frozen=True)
+class FlatTensor:
+    """What a process holds of some weights.
+
+    Attributes:
+        tensor: (n,) what the optimizer steps; what no weight claims in it is padding.
+        weights: all of them, those included that this process has nothing of, in an order that all
+            processes share.
+        rank: which of the ranges is this process's.
+        peers: those that have the others.
+    """
+
+    tensor: Tensor
+    weights: tuple[FlatWeight, ...]
+    rank: int
+    peers: Peers
 
 
-def is_spread() -> bool:
-    """Whether there are other processes that could hold the rest of a weight."""
-    return (
-        distributed.is_available()
-        and distributed.is_initialized()
-        and distributed.get_world_size() > 1
-    )
-
-
-def refuse_flattened(param: Tensor, name: str) -> None:
-    """Raise if the rows of this weight cannot be seen.
+def place_flat(
+    flat: FlatTensor, scale_invariant: ScaleInvariant, claim_rows: Claim, claim_segments: Claim
+) -> tuple[Placement, ...]:
+    """Where the rows of all weights of a flat tensor lie; see `place_dtensor` for the claims.
 
     Raises:
-        RuntimeError: for the flat shards of FSDP1 and DeepSpeed ZeRO.
+        RuntimeError: for a stack of experts whose rows do not lie side by side.
     """
-    # Marks that the frameworks leave on a weight; neither has to be importable to be recognised.
-    if getattr(param, "_is_flat_param", False) or getattr(param, "_fsdp_flattened", False):
+    placed = (
+        _place(weight, flat, scale_invariant, claim_rows, claim_segments) for weight in flat.weights
+    )
+    return tuple(placement for placement in placed if placement is not None)
+
+
+def _place(
+    weight: FlatWeight,
+    flat: FlatTensor,
+    scale_invariant: ScaleInvariant,
+    claim_rows: Claim,
+    claim_segments: Claim,
+) -> Placement | None:
+    """None where this process has nothing of it; its sums have their places all the same."""
+    shape, bounds = weight.shape, weight.bounds
+    start, end = bounds[flat.rank], bounds[flat.rank + 1]
+    if not has_rows(shape):
+        pieces = tuple(_pieces(start, end, max(end - start, 1), weight.offset))
+        return Placement(pieces=pieces, weight=weight.weight) if pieces else None
+    row_dims, column_dims = matrix_dims(scale_invariant, shape)
+    if row_dims != tuple(range(len(row_dims))):
         raise RuntimeError(
-            f"{name} is a flattened FSDP1 shard: its rows cannot be seen, so nothing would ever be "
-            f"projected; {_REMEDY}."
+            f"scale_invariant={scale_invariant!r} is for weights that are whole: in a flat shard "
+            f"nearly every row of a weight of shape {tuple(shape)} is cut many times; use 'auto' "
+            "for it, or shard with FSDP2 (`fully_shard`)."
         )
-    attributes = vars(param)
-    if marks := [mark for mark in _CUT_MARKS if attributes.get(mark)]:
-        raise RuntimeError(
-            f"{name} is cut between processes without being a DTensor ({marks[0]} is set): a row "
-            f"of it may be a part of one, whose cosine would be wrong; {_REMEDY}."
-        )
-    if "_hp_mapping" in attributes or any(name.startswith("ds_") for name in attributes):
-        raise RuntimeError(
-            f"{name} is partitioned by DeepSpeed ZeRO (any stage above 0): its rows cannot be "
-            f"seen, so nothing would ever be projected; {_REMEDY}."
-        )
+    columns = math.prod(shape[dim] for dim in column_dims)
+    rows = range(start // columns, -(-end // columns) if end > start else start // columns)
+    vectors = _vectors_here(rows, vectors_of(scale_invariant, shape))
+    extent = Extent(len(rows), columns, shape.numel(), vectors)
+    cut = sorted({bound // columns for bound in bounds[1:-1] if bound % columns})
+    row_slots: dict[Peers, Slots] = {}
+    weight_slots: dict[Peers, Slots] = {}
+    if cut:
+        places = claim_rows(flat.peers, len(cut))
+        own = [(row - rows.start, at) for row, at in zip(cut, places, strict=True) if row in rows]
+        if own:
+            row_slots[flat.peers] = Slots([row for row, _ in own], [at for _, at in own])
+    if sum(begin < stop for begin, stop in pairwise(bounds)) > 1:
+        places = claim_segments(flat.peers, extent.segments)
+        weight_slots[flat.peers] = Slots(range(extent.segments), places)
+    if start == end:
+        return None
+    return Placement(
+        extent,
+        tuple(_pieces(start, end, columns, weight.offset)),
+        row_slots,
+        weight_slots,
+        # The process that has the beginning of a row counts it.
+        guests=(0,) if start % columns else (),
+        weight=weight.weight,
+    )
+
+
+def _pieces(start: int, end: int, columns: int, offset: int) -> Iterator[Piece]:
+    """A range of a weight's elements as the rest of a row, whole rows, the beginning of a row."""
+    first = start // columns
+    # Where whole rows begin and end; a range inside one row has none, and is its own rest.
+    head = min(end, -(-start // columns) * columns)
+    tail = max(head, end // columns * columns)
+    for begin, stop in ((start, head), (head, tail), (tail, end)):
+        if begin < stop:
+            width = min(columns, stop - begin)
+            shape = ((stop - begin) // width, width)
+            yield Piece(begin // columns - first, offset + begin - start, shape, (width, 1))
+
+
+def _vectors_here(rows: range, vectors: Sequence[int]) -> tuple[int, ...]:
+    """How many of these rows belong to each declared vector."""
+    ends = pairwise(accumulate(vectors, initial=0))
+    return tuple(max(0, min(rows.stop, end) - max(rows.start, begin)) for begin, end in ends)

@@ -16,6 +16,7 @@ from torch import Tensor, distributed
 from ..layout import Extent, Layout, Peers, Placement, Slots, Statistic
 from ..scale_invariance import ScaleInvariant
 from .dtensor import is_sharded, place_dtensor
+from .flat import FlatTensor, place_flat
 
 __all__ = ["Reducer", "Share", "shares_of_rows", "shares_of_weights"]
 
@@ -39,28 +40,36 @@ class Reducer:
     Made from all weights that are sharded, whether or not they have a gradient in a step.
 
     Attributes:
-        placements: of each sharded weight, by its identity.
+        placements: of each sharded weight, or of all that a flat tensor holds, by its identity.
         row_counts: how many rows these peers add up.
         weight_counts: how many segments.
         dtype: the precision of the sums.
     """
 
-    placements: dict[int, Placement] = field(default_factory=dict)
+    placements: dict[int, tuple[Placement, ...]] = field(default_factory=dict)
     row_counts: dict[Peers, int] = field(default_factory=dict)
     weight_counts: dict[Peers, int] = field(default_factory=dict)
     dtype: torch.dtype = torch.float32
 
     @classmethod
-    def of(cls, params: Iterable[tuple[Tensor, ScaleInvariant]]) -> Reducer | None:
+    def of(
+        cls,
+        params: Iterable[tuple[Tensor, ScaleInvariant]],
+        flats: Iterable[tuple[FlatTensor, ScaleInvariant]] = (),
+    ) -> Reducer | None:
         """The reducer of the weights among these that are sharded, None where none is."""
         reducer = cls()
-        for param, scale_invariant in params:
-            if is_sharded(param):
-                reducer.placements[id(param)] = place_dtensor(
-                    param, scale_invariant, reducer._claim_rows, reducer._claim_segments
-                )
-                if param.dtype == torch.float64:
-                    reducer.dtype = torch.float64
+        claims = reducer._claim_rows, reducer._claim_segments
+        placed: list[tuple[Tensor, tuple[Placement, ...]]] = [
+            (param, (place_dtensor(param, scale_invariant, *claims),))
+            for param, scale_invariant in params
+            if is_sharded(param)
+        ]
+        placed += [(flat.tensor, place_flat(flat, declared, *claims)) for flat, declared in flats]
+        for tensor, placements in placed:
+            reducer.placements[id(tensor)] = placements
+            if tensor.dtype == torch.float64:
+                reducer.dtype = torch.float64
         return reducer if reducer.placements else None
 
     def _claim_rows(self, peers: Peers, count: int) -> Sequence[int]:

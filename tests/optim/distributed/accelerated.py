@@ -51,7 +51,7 @@ def shard_on_cpu():
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
 
 
-def _batch(step, accelerator):
+def batch_of(step, accelerator):
     draw = torch.Generator().manual_seed(step)
     features = torch.randn(BATCH, 6, generator=draw)
     labels = torch.randint(5, (BATCH,), generator=draw)
@@ -61,7 +61,7 @@ def _batch(step, accelerator):
 
 def _train(accelerator, model, optimizer, steps):
     for step in steps:
-        features, labels = _batch(step, accelerator)
+        features, labels = batch_of(step, accelerator)
         optimizer.zero_grad()
         accelerator.backward(cross_entropy(model(features), labels))
         accelerator.clip_grad_norm_(model.parameters(), 0.5)

@@ -86,7 +86,9 @@ def test_config_trains_as_one_process_and_resumes(report_of, config):
 
 def test_every_config_is_launched_and_says_how():
     files = {path.stem: path.read_text(encoding="utf-8") for path in CONFIGS.glob("*.yaml")}
-    assert files.keys() == LAUNCHES.keys()
+    # Those of DeepSpeed are launched where it is installed, in tests/optim/zero.
+    others = {name for name in files if name.startswith("deepspeed_")}
+    assert files.keys() - others == LAUNCHES.keys()
     for name, text in files.items():
         assert f"accelerate launch --config_file {name}.yaml" in text
 

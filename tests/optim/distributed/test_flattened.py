@@ -101,7 +101,7 @@ def test_weights_flattened_behind_the_optimizer_are_refused(cls):
     optimizer = cls(groups, lr=0.1)
     _flatten(optimizer)
     flat = [param.detach().clone() for param in params_of(optimizer)]
-    with pytest.raises(RuntimeError, match="flattened, as DeepSpeed ZeRO does.*" + REMEDY):
+    with pytest.raises(RuntimeError, match="they were flattened.*DeepSpeed.*" + REMEDY):
         optimizer.step()
     assert not optimizer.state
     assert all(map(torch.equal, params_of(optimizer), flat))
@@ -125,7 +125,7 @@ def test_weights_flattened_a_group_at_a_time_are_refused(cls, first):
         except RuntimeError as error:
             refused.append(str(error))
     assert len(refused) == 1
-    assert "flattened, as DeepSpeed ZeRO does" in refused[0]
+    assert "they were flattened" in refused[0]
 
 
 CHANGES = {
