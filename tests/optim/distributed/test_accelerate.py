@@ -5,10 +5,6 @@ Each starts Python anew on every process.
 70 s of processor time on the machine they were written on.
 """
 
-import json
-import os
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 
@@ -16,11 +12,10 @@ import pytest
 import torch
 import yaml
 
+from tests.optim.distributed.reports import CONFIGS, report_of_run
 from tests.tolerances import assert_close
 
 HERE = Path(__file__).parent
-REPOSITORY = HERE.parents[2]
-CONFIGS = REPOSITORY / "recipes" / "accelerate_configs"
 _SMALL = ("--num_processes", "2", "--mixed_precision", "no")
 # What is changed for this machine: fewer processes, no GPU; and what each must come to.
 LAUNCHES = {
@@ -39,28 +34,6 @@ LAUNCHES = {
 }
 
 
-def _report(*arguments):
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(REPOSITORY),
-        "OMP_NUM_THREADS": "1",
-        "ACCELERATE_USE_CPU": "1",
-        "HF_HUB_OFFLINE": "1",
-    }
-    outcome = subprocess.run(
-        [sys.executable, "-m", *map(str, arguments)],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        env=environment,
-    )
-    lines = [line for line in outcome.stdout.splitlines() if line.startswith("REPORT ")]
-    assert outcome.returncode == 0, outcome.stdout + outcome.stderr
-    assert len(lines) == 1, outcome.stdout + outcome.stderr
-    return json.loads(lines[0].removeprefix("REPORT "))
-
-
 @pytest.fixture(scope="module")
 def report_of(tmp_path_factory):
     @cache
@@ -68,7 +41,7 @@ def report_of(tmp_path_factory):
         arguments, _ = LAUNCHES[config]
         launch = ("accelerate.commands.launch", "--config_file", CONFIGS / f"{config}.yaml")
         folder = tmp_path_factory.mktemp(config)
-        return _report(*launch, *arguments, HERE / "accelerated.py", folder)
+        return report_of_run(*launch, *arguments, HERE / "accelerated.py", folder)
 
     return report
 
@@ -103,7 +76,7 @@ def test_hsdp_config_adds_up():
 
 def test_trainer_resumes_its_own_fsdp2_checkpoint(tmp_path):
     launch = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    report = _report(*launch, HERE / "sharded_trainer.py", tmp_path)
+    report = report_of_run(*launch, HERE / "sharded_trainer.py", tmp_path)
     assert report == {
         "optimizer": "AdamP",
         "placements": "(Shard(dim=0),)",

@@ -3,43 +3,19 @@
 70 s of processor time on the machine they were written on.
 """
 
-import json
-import os
-import subprocess
-import sys
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.optim.distributed.reports import CONFIGS, report_of_run
 from tests.tolerances import assert_close
 
 HERE = Path(__file__).parent
-REPOSITORY = HERE.parents[2]
-CONFIGS = REPOSITORY / "recipes" / "accelerate_configs"
 
 
-def _report(*arguments):
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(REPOSITORY),
-        "OMP_NUM_THREADS": "1",
-        "ACCELERATE_TORCH_DEVICE": "cpu",
-        "HF_HUB_OFFLINE": "1",
-    }
-    outcome = subprocess.run(
-        [sys.executable, "-m", *map(str, arguments)],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        env=environment,
-    )
-    lines = [line for line in outcome.stdout.splitlines() if line.startswith("REPORT ")]
-    assert outcome.returncode == 0, outcome.stdout + outcome.stderr
-    assert len(lines) == 1, outcome.stdout + outcome.stderr
-    return json.loads(lines[0].removeprefix("REPORT "))
+_report = partial(report_of_run, device="ACCELERATE_TORCH_DEVICE=cpu")
 
 
 def _assert_weights_close(actual, expected):
