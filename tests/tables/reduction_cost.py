@@ -62,6 +62,24 @@ def _hsdp(machines: int) -> list[AllReduce]:
     return [AllReduce(WEIGHTS * PER_WEIGHT, PER_MACHINE)]
 
 
+def _cut_rows(ranks: int) -> int:
+    """Rows in which a boundary lies when ZeRO-3 cuts each weight into equal ranges."""
+    shapes = [(WIDTH, WIDTH)] * 4 + [(INNER, WIDTH)] * 2 + [(WIDTH, INNER)]
+    count = 0
+    for rows, columns in shapes * LAYERS + [(WORDS, WIDTH)] * 2:
+        part = -(-rows * columns // ranks)
+        bounds = (min(rank * part, rows * columns) for rank in range(1, ranks))
+        count += len({bound // columns for bound in bounds if bound % columns})
+    return count
+
+
+def _zero3(machines: int) -> list[AllReduce]:
+    ranks = PER_MACHINE * machines
+    rows = _cut_rows(ranks) * PER_ROW
+    sums = [rows] if rows else []
+    return [AllReduce(size, PER_MACHINE, machines) for size in (*sums, WEIGHTS * PER_WEIGHT)]
+
+
 def _tensor_parallel(machines: int) -> list[AllReduce]:
     return [
         AllReduce(SPLIT_ROWS / machines * PER_ROW, PER_MACHINE),
@@ -75,6 +93,7 @@ STRATEGIES = {
     "HSDP, shards inside a machine": _hsdp,
     "tensor parallel inside a machine × FSDP2": _tensor_parallel,
     "FSDP2, all weights Shard(1)": _columns,
+    "DeepSpeed ZeRO 3": _zero3,
 }
 
 
