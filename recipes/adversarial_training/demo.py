@@ -42,11 +42,11 @@ GRID: dict[str, list[tuple[float, float]]] = {
 }
 # What `--search` chose by attacked accuracy on the validation set: rate and weight decay.
 CHOSEN: dict[str, tuple[float, float]] = {
-    "adam_l2": (1e-2, 5e-4),
+    "adam_l2": (3e-2, 5e-4),
     "adamw_torch": (1e-2, 0.1),
     "adamp": (1e-2, 0.1),
-    "sgd": (0.1, 5e-4),
-    "sgdp": (0.1, 5e-4),
+    "sgd": (0.3, 5e-4),
+    "sgdp": (0.3, 5e-4),
 }
 # Radius in pixels of [0, 1]; those of l2 move an image of 28x28 about as much.
 ATTACKS = {"linf": "0.1", "l2": "1.0"}
