@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hf_adamp import AdamP
-from tests.optim.zero.test_training import OPTIONS, case_id
+from tests.optim.zero.test_zero_training import OPTIONS, case_id
 from tests.training import params_of
 
 # A number for each statistic of a cut row; one more of a weight.
