@@ -43,3 +43,9 @@ def test_every_dependency_is_pinned():
         p.replace("_", "-").lower() for p in pinned
     }
     assert not missing
+
+
+def test_test_files_have_names_of_their_own():
+    """Without packages a module is found by its file's name, in processes that tests start too."""
+    names = [path.name for path in (REPOSITORY / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
