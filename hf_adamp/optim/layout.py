@@ -8,7 +8,7 @@ rows it has, and everything after that is the same.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from itertools import accumulate, chain
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "Claim",
     "Extent",
     "Layout",
     "Peers",
@@ -106,6 +107,10 @@ class Peers:
 
     group: Any
     device_type: str
+
+
+# Takes peers and a number of sums, and returns their places in what the peers add up.
+Claim = Callable[[Peers, int], Sequence[int]]
 
 
 @dataclass(frozen=True)

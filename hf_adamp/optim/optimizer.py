@@ -179,9 +179,9 @@ class ProjectedOptimizer(Optimizer):
             if collected.seeds:
                 # In the group, so that a resumed run goes on with other random numbers.
                 group["rounded_steps"] = group.get("rounded_steps", 0) + 1
-        self._plans[key].step(groups, steps, recording=self.record_steps)
+        records = self._plans[key].step(groups, steps, recording=self.record_steps)
         if self.record_steps:
-            self.last_step = [own for plan in self._plans.values() for own in plan.records]
+            self.last_step = self._others_records(records) + records if key else records
 
     def _plan_key(self) -> tuple[int, ...]:
         """Which of the plans is for these groups: the only one, unless their tensors are flat.
@@ -190,6 +190,11 @@ class ProjectedOptimizer(Optimizer):
         """
         params = [param for group in self.param_groups for param in group["params"][:1]]
         return tuple(id(param) for param in params if self._origins.is_stranger(param))
+
+    def _others_records(self, records: Sequence[StepRecord]) -> list[StepRecord]:
+        """The latest records of weights that are stepped by another call."""
+        stepped = {id(param) for record in records for param in record.params}
+        return [own for own in self.last_step if stepped.isdisjoint(map(id, own.params))]
 
     def _plans_in_use(self) -> dict[tuple[int, ...], Plan]:
         """The plans of tensors that have state, so that what is let go of takes no memory."""

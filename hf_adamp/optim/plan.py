@@ -150,7 +150,6 @@ class Plan:
         for group in groups:
             _check_shapes(group)
         self._reducer = reducer
-        self.records: list[StepRecord] = []
         self._sections = list(_sections(groups, reducer))
         self._traits = [] if torch.compiler.is_compiling() else self._look_at(groups)
         self._watched = _watched(groups, self._sections)
@@ -192,10 +191,11 @@ class Plan:
 
     def step(
         self, groups: Sequence[Collected], steps: Sequence[Step], *, recording: bool = False
-    ) -> None:
+    ) -> list[StepRecord]:
         """Update all weights that have a gradient; `steps` is what `gather` found.
 
-        If recording, `records` then has one for every section that has weights with rows.
+        Returns:
+            If recording, one record for every section that has weights with rows.
         """
         found: list[tuple[_Section, Step, Outcome | None]] = []
         shared: list[tuple[_Section, Step]] = []
@@ -212,13 +212,13 @@ class Plan:
         if self._reducer is not None:
             found += _step_shared(shared, self._reducer)
         if not recording:
-            return
+            return []
         records = [
             section.record(step, outcome, _weights_of(section, groups))
             for section, step, outcome in found
             if outcome is not None
         ]
-        self.records = [record for record in records if record is not None]
+        return [record for record in records if record is not None]
 
 
 def _weights_of(section: _Section, groups: Sequence[Collected]) -> list[Tensor]:

@@ -8,7 +8,10 @@ ICLR 2021, https://arxiv.org/abs/2006.08217; the projection is theirs.
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
+from collections import Counter
 from collections.abc import Sequence
+from itertools import accumulate
 from operator import index
 from typing import Any, TypeAlias
 
@@ -21,6 +24,7 @@ __all__ = [
     "check_scale_invariant",
     "matrix_dims",
     "place_whole",
+    "rows_of_vectors",
     "stacked_pieces",
     "threshold",
     "vectors_of",
@@ -142,6 +146,14 @@ def vectors_of(value: ScaleInvariant, shape: torch.Size, name: str = "a weight")
             f"{shape[0]}; give numbers that fit, or put this weight into a group of its own."
         )
     return sizes
+
+
+def rows_of_vectors(rows: Sequence[int], vectors: Sequence[int]) -> tuple[int, ...]:
+    """How many of these rows of a weight belong to each of its vectors."""
+    # The vector of a row is the number of ends that it does not lie before.
+    ends = list(accumulate(vectors))
+    counts = Counter(bisect_right(ends, row) for row in rows if ends)
+    return tuple(counts[vector] for vector in range(len(vectors)))
 
 
 def place_whole(value: ScaleInvariant, shape: torch.Size) -> Placement:

@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import math
 import sys
-from bisect import bisect_right
-from collections import Counter
-from collections.abc import Callable, Sequence
-from itertools import accumulate
+from collections.abc import Sequence
 from typing import Any, TypeGuard, cast
 
 from torch import Tensor
 
-from ..layout import Extent, Peers, Placement, Slots, has_rows
-from ..scale_invariance import ScaleInvariant, matrix_dims, stacked_pieces, vectors_of
+from ..layout import Claim, Extent, Peers, Placement, Slots, has_rows
+from ..scale_invariance import (
+    ScaleInvariant,
+    matrix_dims,
+    rows_of_vectors,
+    stacked_pieces,
+    vectors_of,
+)
 
 __all__ = ["is_sharded", "local_part", "place_dtensor", "shard_number"]
-
-Claim = Callable[[Peers, int], Sequence[int]]
 
 
 def is_sharded(tensor: Tensor) -> TypeGuard[Any]:
@@ -99,10 +100,7 @@ def _vectors_here(param: Any, rows: int, vectors: tuple[int, ...]) -> tuple[int,
             f"on this process, where {len(here)} were expected, so its heads cannot be found; "
             "use sizes that the mesh divides evenly, or scale_invariant='auto' for it."
         )
-    # The vector of a row is the number of ends that it does not lie before.
-    ends = list(accumulate(vectors))
-    counts = Counter(bisect_right(ends, row) for row in here)
-    return tuple(counts[vector] for vector in range(len(vectors)))
+    return rows_of_vectors(here, vectors)
 
 
 def _chunk(rows: Sequence[int], index: int, count: int) -> Sequence[int]:

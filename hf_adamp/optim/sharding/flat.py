@@ -9,19 +9,17 @@ from the ranges alone, so each process numbers them like all others, without a w
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from ..layout import Extent, Peers, Piece, Placement, Slots, has_rows
-from ..scale_invariance import ScaleInvariant, matrix_dims, vectors_of
+from ..layout import Claim, Extent, Peers, Piece, Placement, Slots, has_rows
+from ..scale_invariance import ScaleInvariant, matrix_dims, rows_of_vectors, vectors_of
 
 __all__ = ["FlatTensor", "FlatWeight", "place_flat"]
-
-Claim = Callable[[Peers, int], Sequence[int]]
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,7 @@ def _place(
         )
     columns = math.prod(shape[dim] for dim in column_dims)
     rows = range(start // columns, -(-end // columns) if end > start else start // columns)
-    vectors = _vectors_here(rows, vectors_of(scale_invariant, shape))
+    vectors = rows_of_vectors(rows, vectors_of(scale_invariant, shape))
     extent = Extent(len(rows), columns, shape.numel(), vectors)
     cut = sorted({bound // columns for bound in bounds[1:-1] if bound % columns})
     row_slots: dict[Peers, Slots] = {}
@@ -133,9 +131,3 @@ def _pieces(start: int, end: int, columns: int, offset: int) -> Iterator[Piece]:
             width = min(columns, stop - begin)
             shape = ((stop - begin) // width, width)
             yield Piece(begin // columns - first, offset + begin - start, shape, (width, 1))
-
-
-def _vectors_here(rows: range, vectors: Sequence[int]) -> tuple[int, ...]:
-    """How many of these rows belong to each declared vector."""
-    ends = pairwise(accumulate(vectors, initial=0))
-    return tuple(max(0, min(rows.stop, end) - max(rows.start, begin)) for begin, end in ends)

@@ -19,13 +19,14 @@ __all__ = [
     "refuse_fsdp1",
 ]
 
+_BY_REQUEST = "or set delta=0, which is AdamW (or SGD) by request"
 REMEDY = (
     "shard with FSDP2 (`fully_shard`), which keeps the shape of weights, or use DeepSpeed's stage "
-    "0, or set delta=0, which is AdamW (or SGD) by request"
+    f"0, {_BY_REQUEST}"
 )
 _CUT_REMEDY = (
     "cut weights as DTensors (`tp_plan` of Transformers, torch's `parallelize_module`), shard with "
-    "FSDP2 (`fully_shard`), or set delta=0, which is AdamW (or SGD) by request"
+    f"FSDP2 (`fully_shard`), {_BY_REQUEST}"
 )
 # What DeepSpeed's automatic tensor parallelism and Megatron leave on a weight that they have cut.
 _CUT_MARKS = ("tensor_model_parallel", "ds_is_replaced_module", "_tp_partition")
