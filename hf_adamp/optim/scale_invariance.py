@@ -150,9 +150,11 @@ def vectors_of(value: ScaleInvariant, shape: torch.Size, name: str = "a weight")
 
 def rows_of_vectors(rows: Sequence[int], vectors: Sequence[int]) -> tuple[int, ...]:
     """How many of these rows of a weight belong to each of its vectors."""
+    if not vectors:
+        return ()
     # The vector of a row is the number of ends that it does not lie before.
     ends = list(accumulate(vectors))
-    counts = Counter(bisect_right(ends, row) for row in rows if ends)
+    counts = Counter(bisect_right(ends, row) for row in rows)
     return tuple(counts[vector] for vector in range(len(vectors)))
 
 

@@ -6,10 +6,12 @@ steps, and what the processes say to each other in a step. Takes one to two minu
 """
 
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch.distributed.fsdp import FullyShardedDataParallel
@@ -47,12 +49,21 @@ ROWS = [*STRATEGIES, *FLAT]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one optimizer under one strategy, or the error that ended it."""
+    """What became of one optimizer under one strategy, or the error that ended it.
+
+    Attributes:
+        deviation: the largest of a weight's elements from the single process's.
+        collectives: in one step.
+        bytes: put into them.
+        error: what ended it.
+        off_adamw: the largest deviation from torch's AdamW, where it was looked at.
+    """
 
     deviation: float = 0.0
     collectives: int = 0
     bytes: int = 0
     error: str = ""
+    off_adamw: float | None = None
 
     @property
     def verdict(self) -> str:
@@ -85,12 +96,12 @@ def train(row: int, package: str) -> Outcome:
     return Outcome(deviation, len(counted.calls), counted.total_bytes)
 
 
-def outcome(pool: Pool, row: int, package: str) -> Outcome:
+def outcome(pool: Pool, package: str, check: Callable[..., Outcome], *args: Any) -> Outcome:
     """The worst process's, or the error that ended one."""
     if find_spec(package) is None:
         return Outcome(error="not installed")
     try:
-        return max(pool.run(train, row, package), key=lambda each: each.deviation)
+        return max(pool.run(check, *args), key=lambda each: each.deviation)
     except AssertionError as error:
         last = [line for line in str(error).splitlines() if ": " in line and line[0] != " "]
         if package == "hf_adamp" and "set delta=0" in str(error):
@@ -104,7 +115,9 @@ def rows():
         size = strategy.sizes[0]
         pool = Pool(size)
         try:
-            ours, *others = (outcome(pool, index, package) for package in CONTENDERS)
+            ours, *others = (
+                outcome(pool, package, train, index, package) for package in CONTENDERS
+            )
         finally:
             pool.close()
         cells = [strategy.name, str(size), ours.verdict]
@@ -112,23 +125,30 @@ def rows():
             cells += ["–", "–", "–"]
         else:
             cells += [f"{ours.deviation:.0e}", str(ours.collectives), str(ours.bytes)]
-        cells += [_other(each) for each in others]
+        cells += [described(each) for each in others]
         yield f"| {' | '.join(cells)} |"
 
 
-def _other(each: Outcome) -> str:
+def described(each: Outcome) -> str:
+    """Another package's outcome in a cell."""
     if each.error:
         return each.error
     said = f", {each.collectives} collectives" if each.collectives else ""
+    said += "" if each.off_adamw is None else f", {each.off_adamw:.0e} off AdamW"
     return f"{each.verdict} ({each.deviation:.0e}{said})"
+
+
+def contender_names() -> list[str]:
+    """The packages with their versions, where they are installed."""
+    return [
+        f"{name} {version(distribution)}" if find_spec(name) else name
+        for name, distribution in CONTENDERS.items()
+    ]
 
 
 def table() -> str:
     """Return the table in Markdown."""
-    names = [
-        f"{name} {version(distribution)}" if find_spec(name) else name
-        for name, distribution in CONTENDERS.items()
-    ]
+    names = contender_names()
     head = [
         *("Strategy", "processes", names[0], "max. deviation", "collectives a step"),
         *("bytes a step", *names[1:]),

@@ -10,6 +10,24 @@ from types import ModuleType, SimpleNamespace
 import torch
 from torch import distributed, nn
 
+from hf_adamp import SGDP, AdamP
+from tests.references import CHANNEL, HEAD, LAYER, NONE
+
+OPTIONS = {
+    AdamP: {"lr": 3e-3, "weight_decay": 0.1},
+    SGDP: {"lr": 0.05, "weight_decay": 0.01, "momentum": 0.9, "nesterov": True},
+}
+# What may be said of the hidden layer's ten rows, and the view that follows from it.
+DECLARED = {
+    "row": CHANNEL,
+    "tensor": LAYER,
+    ("head", 5): HEAD,
+    ("head_dim", 5): HEAD,
+    ("rows", (3, 7)): HEAD,
+}
+# Seen in training where nothing is declared: both views, and neither.
+SEEN = {("conv.weight", CHANNEL), ("down.weight", LAYER), ("head.weight", NONE)}
+
 
 def _modules():
     accelerator = ModuleType("deepspeed.accelerator")

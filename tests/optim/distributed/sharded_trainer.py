@@ -7,36 +7,19 @@ from functools import partial
 import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
-from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 import hf_adamp
 from hf_adamp.integration.process_exit import run_and_exit
+from tests.optim.distributed.tiny_llama import RUN, tiny_llama, token_rows
 
 
 def _trainer(folder):
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=32,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=16,
-    )
-    draw = torch.Generator().manual_seed(0)
-    tokens = [torch.randint(32, (8,), generator=draw) for _ in range(32)]
     arguments = TrainingArguments(
         folder,
-        optim="adamp",
-        max_steps=4,
-        save_steps=2,
-        learning_rate=1e-2,
-        weight_decay=0.1,
-        per_device_train_batch_size=4,
+        **RUN,
         use_cpu=True,
-        report_to="none",
-        disable_tqdm=True,
         fsdp="full_shard auto_wrap",
         fsdp_config={
             "fsdp_version": 2,
@@ -47,8 +30,7 @@ def _trainer(folder):
     # Accelerate shards where there are accelerators; let it take gloo's processes for such.
     assert arguments.world_size == 2
     PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
-    data = [{"input_ids": row, "labels": row} for row in tokens]
-    return Trainer(LlamaForCausalLM(config), arguments, train_dataset=data)
+    return Trainer(tiny_llama(), arguments, train_dataset=token_rows())
 
 
 def _train(folder, resume=None):

@@ -1,7 +1,6 @@
 """Train with Accelerate, as our DeepSpeed configurations launch it."""
 
 import json
-from functools import partial
 
 import torch
 from accelerate import Accelerator
@@ -20,7 +19,6 @@ def main():
     accelerator = Accelerator()
     config = accelerator.state.deepspeed_plugin.deepspeed_config
     config["train_micro_batch_size_per_gpu"] = 4
-    config["zero_force_ds_cpu_optimizer"] = False
     torch.manual_seed(0)
     model = Net()
     optimizer = AdamP(model.parameters(), lr=1e-2, weight_decay=0.1)
@@ -41,4 +39,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run_and_exit(partial(main))
+    run_and_exit(main)

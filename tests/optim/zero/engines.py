@@ -1,8 +1,8 @@
 """A network trained by DeepSpeed's engine, and its twin on one process."""
 
 import os
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import deepspeed
@@ -97,12 +97,8 @@ class Pair:
         if stage.low:
             # What DeepSpeed copies into float32 was bfloat16 before.
             self.single.bfloat16().float()
-        context = partial(deepspeed.zero.Init, config_dict_or_path=stage.config)
         torch.manual_seed(0)
-        if stage.init:
-            with context():
-                self.model = Net()
-        else:
+        with deepspeed.zero.Init(config_dict_or_path=stage.config) if stage.init else nullcontext():
             self.model = Net()
         self.optimizer, self.single_optimizer = (
             family(groups_of(model, declared), **options) for model in (self.model, self.single)

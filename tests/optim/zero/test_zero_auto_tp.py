@@ -7,26 +7,17 @@ import pytest
 import torch
 
 from hf_adamp import AdamP
+from tests.optim.distributed.tiny_llama import tiny_llama
 
 
 def check_refused(stage, early):
     import deepspeed
-    from transformers import LlamaConfig, LlamaForCausalLM
 
     from tests.optim.zero.engines import Stage, set_up
 
     set_up()
     config = Stage({"stage": stage}, {"tensor_parallel": {"autotp_size": 2}}).config
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=32,
-            hidden_size=16,
-            intermediate_size=24,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-        )
-    )
+    model = tiny_llama()
     if not early:
         model = deepspeed.tp_model_init(model, tp_size=2, dtype=torch.float32)
     optimizer = AdamP(model.named_parameters(), lr=1e-2)

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from hf_adamp import AdamP
-from tests.optim.zero.test_zero_training import OPTIONS, case_id
+from tests.optim.distributed.flat_stand_in import OPTIONS
+from tests.optim.zero.test_zero_training import case_id
 
 NAMES = ["stage 1", "stage 2", "stage 3", "stage 3, sub-groups", "stage 1, bf16", "BF16 optimizer"]
 

@@ -7,11 +7,10 @@ import pytest
 import torch
 
 from hf_adamp import AdamP
-from tests.optim.zero.test_zero_training import OPTIONS, case_id
+from tests.optim.distributed.flat_stand_in import OPTIONS
+from tests.optim.distributed.test_collectives import PER_ROW, PER_WEIGHT
+from tests.optim.zero.test_zero_training import case_id
 from tests.training import params_of
-
-# A number for each statistic of a cut row; one more of a weight.
-ROW_BYTES, WEIGHT_BYTES = 5 * 4, 6 * 4
 
 
 def check_counts(name):
@@ -42,8 +41,8 @@ def test_two_collectives_a_call_whatever_the_data(pools, name, size):
         assert [call for call, _ in matrices] == ["allreduce"] * 2
         # A boundary cuts at most one row of one weight in stage 2; in stage 3 all weights are cut.
         cut, spread = (size - 1, size - 1) if name == "stage 2" else (4 * (size - 1), 4)
-        assert matrices[0][1] <= cut * ROW_BYTES
-        assert matrices[1][1] <= spread * WEIGHT_BYTES
+        assert matrices[0][1] <= cut * PER_ROW
+        assert matrices[1][1] <= spread * PER_WEIGHT
 
 
 REFUSED = {

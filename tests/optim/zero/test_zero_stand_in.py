@@ -7,10 +7,10 @@ import pytest
 
 from hf_adamp import AdamP
 from hf_adamp.optim.sharding.zero import read_flat
+from tests.optim.distributed.flat_stand_in import OPTIONS, Imported, groups_of
 from tests.optim.distributed.flat_stand_in import STAGES as STAND_INS
-from tests.optim.distributed.flat_stand_in import Imported, groups_of
 from tests.optim.distributed.strategies import Net
-from tests.optim.zero.test_zero_training import OPTIONS, case_id
+from tests.optim.zero.test_zero_training import case_id
 
 
 def _map(group, params):

@@ -6,27 +6,19 @@ from functools import partial
 
 import torch
 from deepspeed.utils import safe_get_full_fp32_param
-from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 import hf_adamp
 from hf_adamp.integration.process_exit import run_and_exit
+from tests.optim.distributed.tiny_llama import RUN, tiny_llama, token_rows
 from tests.optim.zero.on_cpu import take_gloo_for_accelerators
 
 
 def _trainer(folder, stage):
     torch.manual_seed(0)
-    draw = torch.Generator().manual_seed(0)
-    tokens = [torch.randint(32, (8,), generator=draw) for _ in range(32)]
     arguments = TrainingArguments(
         folder,
-        optim="adamp",
-        max_steps=4,
-        save_steps=2,
-        learning_rate=1e-2,
-        weight_decay=0.1,
-        per_device_train_batch_size=4,
-        report_to="none",
-        disable_tqdm=True,
+        **RUN,
         deepspeed={
             "train_micro_batch_size_per_gpu": "auto",
             "gradient_accumulation_steps": "auto",
@@ -36,17 +28,7 @@ def _trainer(folder, stage):
     )
     assert arguments.world_size == 2
     # Under stage 3 a model made now is made in pieces.
-    config = LlamaConfig(
-        vocab_size=32,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=16,
-    )
-    data = [{"input_ids": row, "labels": row} for row in tokens]
-    return Trainer(LlamaForCausalLM(config), arguments, train_dataset=data)
+    return Trainer(tiny_llama(), arguments, train_dataset=token_rows())
 
 
 def _train(folder, stage, resume=None):
