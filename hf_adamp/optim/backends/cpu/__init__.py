@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from ...layout import Piece, Placement, Statistic
-from ...memory import are_row_major, has_no_address, working_dtype
 from ...projection import Decision, View, Views, total
 from ...rules import AdamRule
+from ..addresses import addresses_of, as_piece, memory_refusal
 from ..base import Backend, Candidate, Members, Outcome, Prepared, Step
 from .library import SEGMENT, Problem, Rule, has_float16, load
 
@@ -67,7 +67,7 @@ class Native(Backend):
             return f"has no kernel for {param.dtype} weights with {candidate.grad.dtype} gradients"
         if param.dtype == torch.float16 and not has_float16():
             return "was compiled without float16"
-        return _option_refusal(candidate) or _memory_refusal(candidate)
+        return _option_refusal(candidate) or memory_refusal(candidate)
 
     def prepare(self, members: Members) -> NativeSection:
         """Make what outlasts a step."""
@@ -85,26 +85,6 @@ def _option_refusal(candidate: Candidate) -> str | None:
     count = candidate.state_step
     if count is not None and (count.dtype != torch.float32 or not count.is_cpu):
         return f"needs counts of steps in float32 on the CPU, not {count.dtype} on {count.device}"
-    return None
-
-
-def _memory_refusal(candidate: Candidate) -> str | None:
-    param, wanted = candidate.param, working_dtype(candidate.param.dtype)
-    for tensor in candidate.tensors:
-        if has_no_address(tensor):
-            return f"reads memory that a {type(tensor).__name__} may not have"
-    kinds = {moment.dtype for moment in candidate.moments}
-    if not kinds <= {wanted} and kinds != {torch.bfloat16}:
-        return f"needs state in {wanted}, not {', '.join(map(str, kinds - {wanted}))}"
-    if candidate.compensation is not None and candidate.compensation.dtype != param.dtype:
-        return f"needs a compensation in {param.dtype}, not {candidate.compensation.dtype}"
-    if not are_row_major(*candidate.tensors):
-        return "needs weight, gradient and state in the same dense, row-major layout"
-    pieces = [piece for placement in candidate.placements for piece in placement.pieces or ()]
-    if pieces and not all(map(Tensor.is_contiguous, candidate.tensors)):
-        return "needs contiguous memory where a tensor holds pieces of rows"
-    if any(piece.stride[1] != 1 for piece in pieces):
-        return "needs the elements of a row side by side"
     return None
 
 
@@ -198,8 +178,8 @@ class NativeSection(Prepared):
         tensors = {"weights": step.params, "moments1": moments1, "moments2": moments2}
         if not are_known:
             tensors |= {"counts": step.state_steps, "compensations": kept}
-        grads = _gradients(step.grads)
-        addresses = {name: _addresses(own) if own else None for name, own in tensors.items()}
+        grads = addresses_of(step.grads)
+        addresses = {name: addresses_of(own) if own else None for name, own in tensors.items()}
         addresses = {**self._addresses, **addresses}
         sizes = list(map(Tensor.numel, step.params))
         quick = list(map(Tensor.stride, step.params)), sizes, step.grads_look()
@@ -262,36 +242,6 @@ def _begin(table: array[int]) -> int:
     return table.buffer_info()[0]
 
 
-def _addresses(tensors: list[Tensor]) -> array[int]:
-    found = array("q", map(Tensor.data_ptr, tensors))
-    if 0 in found:
-        _mark_empty(found, tensors)
-    return found
-
-
-def _gradients(grads: list[Tensor | None]) -> array[int]:
-    """Addresses of gradients; 0 where there is none."""
-    try:
-        found = array("q", map(Tensor.data_ptr, grads))  # type: ignore[arg-type]
-    except TypeError:
-        found = array("q", [0 if grad is None else grad.data_ptr() for grad in grads])
-    if 0 in found:
-        _mark_empty(found, grads)
-    return found
-
-
-def _mark_empty(found: array[int], tensors: Sequence[Tensor | None]) -> None:
-    """Tell a tensor without elements, whose weight takes a step, from one without memory."""
-    for index, tensor in enumerate(tensors):
-        if tensor is not None and not found[index]:
-            if tensor.numel():
-                raise RuntimeError(
-                    f"a weight, gradient or state of shape {tuple(tensor.shape)} has no memory; "
-                    "give it back before the step."
-                )
-            found[index] = 1
-
-
 class _Tables:
     """What the kernel works by; each row in the order of the fields of its structure."""
 
@@ -315,7 +265,7 @@ class _Tables:
     def _add(self, tensor: int, placement: Placement, members: Members) -> list[int]:
         """Add a weight; returns the entries of the queue that write it, if there are any."""
         extent = placement.extent
-        pieces = placement.pieces or (_whole(members.numels[tensor], placement),)
+        pieces = placement.pieces or (as_piece(members.numels[tensor], placement),)
         mode = _mode(placement, pieces, members)
         block, first_task = len(self.blocks), len(self.tasks)
         self.tasks += self._cut(block, mode, pieces)
@@ -357,15 +307,6 @@ class _Tables:
                     slot = -1 if mode is Mode.VECTOR else self.slots
                     self.slots += mode is not Mode.VECTOR
                     yield block, piece.row + row, 1, offset, length, 0, slot
-
-
-def _whole(numel: int, placement: Placement) -> Piece:
-    """A tensor as one piece: all of its rows, or a vector."""
-    if placement.extent is None:
-        return Piece(0, 0, (1, numel), (numel, 1))
-    rows = placement.extent.rows
-    columns = numel // rows if rows else 0
-    return Piece(0, 0, (rows, columns), (columns, 1))
 
 
 def _mode(placement: Placement, pieces: tuple[Piece, ...], members: Members) -> Mode:
