@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from hf_adamp.optim.scale_invariance import ScaleInvariant, check_scale_invariant, vectors_of
 
@@ -21,7 +22,7 @@ class Report(Protocol):
 
     @property
     def granularities(self) -> Mapping[str, Any]:
-        """For each weight None, "row", "tensor" or ("head", n)."""
+        """For each weight None or a value of `scale_invariant`."""
 
 
 Granularities: TypeAlias = Mapping[str, Any] | Report
@@ -98,9 +99,11 @@ def declared_weights(model: nn.Module, report: Granularities) -> dict[int, Scale
     by_weight: dict[int, ScaleInvariant] = {}
     for name, value in declared.items():
         param = params[name]
-        if param.ndim < 2:
+        # What a lazy module has not given a shape yet is checked when it is stepped.
+        has_shape = not is_lazy(param)
+        if has_shape and param.ndim < 2:
             continue
-        if param.numel():
+        if has_shape and param.numel():
             vectors_of(value, param.shape, name)
         if by_weight.setdefault(id(param), value) != value:
             raise ValueError(

@@ -13,11 +13,13 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import _WeightNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from hf_adamp.granularities import Granularities, declared_weights
+from hf_adamp.optim.checkpoint_matching import KeptNames, Source, names_of
 from hf_adamp.optim.options import real_number
 from hf_adamp.optim.scale_invariance import ScaleInvariant
 
@@ -61,10 +63,18 @@ class ParamGroups(list[dict[str, Any]]):
 
     def __init__(self, groups: Iterable[dict[str, Any]], model: nn.Module) -> None:
         super().__init__(groups)
-        self.source = WeightsOf(model)
+        self.source: Source | None = WeightsOf(model)
+
+    @classmethod
+    def named(cls, groups: Iterable[dict[str, Any]], names: Sequence[str] | None) -> "ParamGroups":
+        """The groups of a copy or a pickle, whose model is elsewhere; names in their order."""
+        copied = cls.__new__(cls)
+        copied.extend(groups)
+        copied.source = KeptNames.of(names, copied)
+        return copied
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return list, (list(self),)
+        return ParamGroups.named, (list(self), names_of(self, self.source))
 
 
 class WeightsOf:
@@ -140,9 +150,10 @@ def get_param_groups(
     Raises:
         TypeError: `model` is not a module, `weight_decay` not a number, or a callable rule returns
             anything but a bool; `scale_invariance` is no mapping and has none.
-        ValueError: `weight_decay` is negative or not finite, `rule` is an unknown name, or no
-            parameter is trainable; `scale_invariance` has a name that the model has not, a value
-            that is none, heads that do not divide a weight's rows, or two values for one weight.
+        ValueError: `weight_decay` is negative or not finite, `rule` is an unknown name, no
+            parameter is trainable, or one has no shape yet (lazy) and clause 7 is to decide;
+            `scale_invariance` has a name that the model has not, a value that is none, heads that
+            do not divide a weight's rows, or two values for one weight.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
@@ -258,6 +269,11 @@ def _decays(name: str, parameter: nn.Parameter, module: nn.Module) -> bool:
     is_leaf = next(module.children(), None) is None
     if is_leaf and any(_NORM_CLASS.search(base.__name__) for base in type(module).__mro__):
         return False
+    if is_lazy(parameter):
+        raise ValueError(
+            f"{name} has no shape yet, and what it belongs to ({type(module).__name__}) does not "
+            "tell whether it is a matrix; run the model on one batch before you group its weights."
+        )
     # ZeRO-3 leaves an empty shard in `shape` and the full shape in `ds_shape`.
     shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)
     return sum(size > 1 for size in shape) >= 2

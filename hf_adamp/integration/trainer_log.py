@@ -35,12 +35,15 @@ class TrainerLog:
     def _extend(self) -> None:
         trainer_class: Any = sys.modules["transformers.trainer"].Trainer  # type: ignore[attr-defined]
         original = trainer_class.__init__
+        if getattr(original, "hf_adamp_log", None) is self:
+            return
 
         @wraps(original)
         def init(trainer: Any, *args: Any, **kwargs: Any) -> None:
             original(trainer, *args, **kwargs)
             self._add_to(trainer)
 
+        init.hf_adamp_log = self  # type: ignore[attr-defined]
         trainer_class.__init__ = init
 
     def _add_to(self, trainer: Any) -> None:
@@ -49,7 +52,9 @@ class TrainerLog:
 
         self.trainers += 1
         callbacks = trainer.callback_handler.callbacks
-        if not any(isinstance(callback, ProjectionLog) for callback in callbacks):
+        # By name: this package may have been imported twice.
+        names = {cls.__qualname__ for callback in callbacks for cls in type(callback).__mro__}
+        if ProjectionLog.__qualname__ not in names:
             trainer.add_callback(ProjectionLog(jsonl=self._file()))
 
     def _file(self) -> Path | None:

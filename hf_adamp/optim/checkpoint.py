@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from .checkpoint_matching import Source, match_weights, names_of
@@ -221,7 +222,7 @@ def _check_state(state: Any, param: Tensor, aliases: _Aliases, *, is_ours: bool)
             raise TypeError(
                 f"the checkpoint has a {type(value).__name__} as {name}; it must be a tensor."
             )
-        if name != "step" and value.shape != param.shape:
+        if name != "step" and not is_lazy(param) and value.shape != param.shape:
             raise ValueError(
                 f"the checkpoint has {name} of shape {tuple(value.shape)} for a weight of shape "
                 f"{tuple(param.shape)}."

@@ -14,8 +14,9 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
-__all__ = ["Source", "match_weights", "names_of"]
+__all__ = ["KeptNames", "Source", "match_weights", "names_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +29,31 @@ class Source(Protocol):
 
     def groupings(self) -> list[list[list[Tensor]]]:
         """The ways in which these weights can have been grouped; a way is a list of groups."""
+
+
+class KeptNames:
+    """The names of weights whose model is elsewhere: those of a copied or unpickled optimizer.
+
+    Keeps no weight alive.
+    """
+
+    def __init__(self, names: Sequence[str], params: Sequence[Tensor]) -> None:
+        self._known = {id(param): name for param, name in zip(params, names, strict=True)}
+
+    @classmethod
+    def of(cls, names: Sequence[str] | None, groups: Sequence[_Group]) -> KeptNames | None:
+        """The names of the weights of these groups; None where there are none."""
+        params = [param for group in groups for param in group["params"]]
+        return None if names is None else cls(names, params)
+
+    def names(self, params: Sequence[Tensor]) -> list[str] | None:
+        """The weights' names; None where one is unknown."""
+        found = [self._known.get(id(param)) for param in params]
+        return None if None in found else found  # type: ignore[return-value]
+
+    def groupings(self) -> list[list[list[Tensor]]]:
+        """None: only the model knows."""
+        return []
 
 
 _Group = Mapping[str, Any]
@@ -151,7 +177,8 @@ def _order_by_grouping(
 
     def fits(order: _Order) -> bool:
         found = [shapes.get(keys[place]) for place in order]
-        return all(shape in (None, param.shape) for shape, param in zip(found, params, strict=True))
+        pairs = zip(found, params, strict=True)
+        return all(s is None or is_lazy(param) or s == param.shape for s, param in pairs)
 
     orders: dict[_Order, None] = {}
     in_place = tuple(range(len(params)))

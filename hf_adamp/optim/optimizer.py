@@ -12,11 +12,13 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import Optimizer, ParamsT
 
 from .backends import Flags
 from .backends.base import Step
 from .checkpoint import adapted_loading, with_names
+from .checkpoint_matching import KeptNames, names_of
 from .layout import has_rows
 from .memory import PLAIN, readable, working_dtype
 from .options import check_options
@@ -28,7 +30,7 @@ from .sharding.dtensor import is_sharded, local_part, shard_number
 from .sharding.flat import FlatTensor
 from .sharding.origins import Origins
 from .sharding.reducer import Reducer
-from .sharding.zero import full_shape
+from .sharding.zero import known_shape
 from .storage import Precision, as_moment, load_quantizer
 
 __all__ = ["ProjectedOptimizer", "step_once"]
@@ -123,7 +125,8 @@ class ProjectedOptimizer(Optimizer):
                     "torch.view_as_real of it, or put it into a group with delta=0 or "
                     "scale_invariant=False."
                 )
-            if has_rows(shape := full_shape(param)):
+            shape = known_shape(param)
+            if shape is not None and has_rows(shape):
                 vectors_of(declared, shape, name)
         # Where a weight is placed so that its rows cannot be found, this says so.
         Reducer.of((param, declared) for param in group["params"])
@@ -411,15 +414,19 @@ class ProjectedOptimizer(Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         """What a copy or a pickle takes along: a plan is made anew where it is needed."""
         state = super().__getstate__()
-        return {name: value for name, value in state.items() if name != "_plans"}
+        names = names_of(self.param_groups, self._source)
+        kept = {name: value for name, value in state.items() if name != "_plans"}
+        # The model, which knows its names, may stay behind.
+        return kept if names is None else {**kept, "param_names": names}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore from a pickle, a copy or a checkpoint."""
-        super().__setstate__(state)
+        names = state.get("param_names")
+        super().__setstate__({k: value for k, value in state.items() if k != "param_names"})
         self._plans = {}
         if not hasattr(self, "record_steps"):
             self._reset_caches()
-            self._source = None
+            self._source = KeptNames.of(names, self.param_groups)
         for group in (self.defaults, *self.param_groups):
             for option, default in _NEWER_OPTIONS.items():
                 group.setdefault(option, default)
@@ -454,7 +461,7 @@ class ProjectedOptimizer(Optimizer):
     def _check_loaded(self, group_index: int, options: Mapping[str, Any]) -> None:
         self._check_precision(group_index, options)
         for index, param in enumerate(self.param_groups[group_index]["params"]):
-            if has_rows(param.shape):
+            if not is_lazy(param) and has_rows(param.shape):
                 vectors_of(options["scale_invariant"], param.shape, self._name(group_index, index))
 
     def _restored(

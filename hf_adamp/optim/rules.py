@@ -9,14 +9,26 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from .scale_invariance import ScaleInvariant, threshold
 
-__all__ = ["AdamRule", "Coefficients", "Kind", "Rule", "SGDRule", "Scalar", "step_scalars"]
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs
+
+__all__ = [
+    "AdamRule",
+    "Coefficients",
+    "Kind",
+    "Rule",
+    "SGDRule",
+    "Scalar",
+    "is_adam",
+    "step_scalars",
+]
 
 Scalar: TypeAlias = float | Tensor
 
@@ -135,6 +147,15 @@ class SGDRule(_Options):
 
 Rule: TypeAlias = AdamRule | SGDRule
 Scalars: TypeAlias = list[float | Tensor]
+
+
+def is_adam(rule: Rule) -> TypeIs[AdamRule]:
+    """Whether this is Adam's rule; else it is SGD's.
+
+    Asked of its kind, not of its class: of a module that is reloaded (autoreload in a notebook) the
+    one class has two objects.
+    """
+    return rule.kind == Kind.ADAM
 
 
 def step_scalars(rule: AdamRule, state_steps: Sequence[Tensor]) -> tuple[Scalars, Scalars]:

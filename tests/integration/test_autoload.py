@@ -1,11 +1,15 @@
 """Automatic registration: over import orders, and what it must never do."""
 
+import importlib
+import shutil
 import sys
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, SourceFileLoader
+from pathlib import Path
 
 import pytest
 import transformers.trainer  # noqa: F401 - what `import torch` made our hook wait for
 
+import hf_adamp
 from hf_adamp.integration import import_hook
 
 IMPORT_ORDERS = {
@@ -137,7 +141,6 @@ def test_callback_comes_after_the_module_is_complete(module_file):
     assert (seen, len(finders())) == ([], 1)
     __import__(module_file.stem)
     assert seen == [2]
-    assert finders() == []
     assert type(awaited().__spec__) is ModuleSpec
 
 
@@ -162,7 +165,69 @@ def test_callback_comes_at_once_for_a_loaded_module():
     seen = []
     import_hook.when_imported("json", lambda: seen.append(1))
     assert seen == [1]
-    assert finders() == []
+
+
+def again(name):
+    importlib.reload(sys.modules[name])
+
+
+def anew(name):
+    del sys.modules[name]
+    __import__(name)
+
+
+@pytest.mark.parametrize("way", [again, anew])
+def test_callback_comes_after_every_import(module_file, way):
+    module_file.write_text("first = 1\nlast = 2\n")
+    seen = []
+    import_hook.when_imported(module_file.stem, lambda: seen.append(vars(awaited()).pop("last")))
+    for count in (1, 2, 3):
+        __import__(module_file.stem) if count == 1 else way(module_file.stem)
+        # Not before the module has been executed to its end.
+        assert seen == [2] * count
+    assert len(finders()) == 1
+    assert type(awaited().__spec__) is ModuleSpec
+    assert type(awaited().__loader__) is type(awaited().__spec__.loader) is SourceFileLoader
+
+
+def test_reload_that_fails_tells_nobody(module_file):
+    module_file.write_text("")
+    seen = []
+    import_hook.when_imported(module_file.stem, lambda: seen.append(1))
+    __import__(module_file.stem)
+    module_file.write_text("raise ValueError('not now')  # longer than before\n")
+    with pytest.raises(ValueError, match="not now"):
+        again(module_file.stem)
+    assert seen == [1]
+
+
+# Transformers' own front door hands out what it has once looked up.
+REUSE = """
+from transformers.training_args import TrainingArguments
+from transformers.trainer import Trainer
+args = TrainingArguments("out", use_cpu=True, optim="adamp", optim_args="delta=0.05")
+cls, kwargs = Trainer.get_optimizer_cls_and_kwargs(args)
+print(cls.__module__, cls.__name__, kwargs["delta"])
+"""
+SECOND_IMPORTS = {
+    "reload": "importlib.reload(sys.modules['transformers.training_args'])\n"
+    "importlib.reload(sys.modules['transformers.trainer'])",
+    "purge": "[sys.modules.pop(n) for n in list(sys.modules) if n.startswith('transformers')]",
+    "other copy of this package": "[sys.modules.pop(n) for n in list(sys.modules) if "
+    "n.partition('.')[0] in ('hf_adamp', 'transformers')]\n"
+    "sys.path.insert(0, sys.argv[1])\n"
+    "import hf_adamp; assert hf_adamp.__file__.startswith(sys.argv[1])\n"
+    "hf_adamp.register()",
+}
+
+
+@pytest.mark.parametrize("second", SECOND_IMPORTS.values(), ids=SECOND_IMPORTS.keys())
+def test_names_are_known_after_a_second_import(run_python, second, tmp_path):
+    copied = tmp_path / "elsewhere"
+    shutil.copytree(Path(hf_adamp.__file__).parent, copied / "hf_adamp")
+    first = "import importlib, sys; from transformers import Trainer, TrainingArguments"
+    outcome = run_python("-c", f"{first}\n{second}\n{REUSE}", copied, automatic=True)
+    assert outcome.stdout.split() == ["hf_adamp.optim.adamp", "AdamP", "0.05"]
 
 
 def test_callback_waits_for_a_module_that_is_half_executed(module_file):

@@ -1,6 +1,9 @@
 """A checkpoint whose run grouped its weights in another way: each state finds its weight."""
 
 import copy
+import gc
+import pickle
+import weakref
 
 import pytest
 import torch
@@ -256,3 +259,46 @@ def test_sgd_grouped_by_another_rule_continues_in_sgdp():
         buffer = first.state[theirs[name]]["momentum_buffer"]
         assert torch.equal(second.state[param]["momentum"], buffer)
     run_steps(second, [[torch.ones_like(param) for param in params_of(second)]])
+
+
+def unpickled(thing):
+    return pickle.loads(pickle.dumps(thing))
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, unpickled])
+@pytest.mark.parametrize("when", ["groups", "optimizer"])
+def test_copies_and_pickles_keep_the_names(duplicate, when):
+    """What `torch.multiprocessing.spawn` hands to its processes, for one."""
+    model = network()
+    declared = {"hidden.weight": "row"}
+    groups = get_param_groups(model, 0.1, scale_invariance=declared)
+    names = AdamP(groups).state_dict()["param_names"]
+    if when == "groups":
+        twin, groups = duplicate((model, groups))
+        optimizer = AdamP(groups)
+    else:
+        twin, optimizer = duplicate((model, begun(AdamP(groups), model)))
+    assert optimizer.state_dict()["param_names"] == names
+    assert [g["scale_invariant"] for g in optimizer.param_groups] == ["auto", "row", "auto"]
+    assert optimizer.param_groups[1]["params"][0] is twin.hidden.weight
+    # And they serve: another grouping's state finds its weight.
+    before = network()
+    first = begun(AdamP(get_param_groups(before, 0.1)), before)
+    optimizer.load_state_dict(copy.deepcopy(first.state_dict()))
+    assert_each_has_its_own(optimizer, twin, first, before)
+
+
+def test_copied_optimizer_that_gets_other_weights_has_no_wrong_names():
+    model = network()
+    optimizer = copy.deepcopy(AdamP(get_param_groups(model, 0.1)))
+    optimizer.add_param_group({"params": [nn.Parameter(torch.randn(2, 2))]})
+    assert "param_names" not in optimizer.state_dict()
+
+
+def test_copied_optimizer_lets_go_of_its_weights():
+    model = network()
+    optimizer = copy.deepcopy(AdamP(get_param_groups(model, 0.1)))
+    gone = weakref.ref(optimizer.param_groups[0]["params"][0])
+    optimizer.param_groups[0]["params"] = []
+    gc.collect()
+    assert gone() is None

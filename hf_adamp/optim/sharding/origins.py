@@ -13,7 +13,7 @@ from torch import Tensor
 from ..layout import has_rows
 from .flat import FlatTensor
 from .refusals import cut_message, flattened_message, is_spread, refuse_flattened, refuse_fsdp1
-from .zero import full_shape, is_loaded, is_partitioned, read_flat
+from .zero import is_loaded, is_partitioned, known_shape, read_flat
 
 __all__ = ["Origins"]
 
@@ -41,8 +41,8 @@ class Origins:
 
     def __init__(self) -> None:
         self._groups: dict[int, _Added] = {}
-        # The shapes of the weights that were added, by their identity.
-        self._shapes: dict[int, torch.Size] = {}
+        # The shapes of the weights that were added, by their identity; None while they have none.
+        self._shapes: dict[int, torch.Size | None] = {}
 
     def remember(self, group: Mapping[str, Any], name: Name) -> None:
         """Look at a group that is added."""
@@ -51,7 +51,7 @@ class Origins:
         names = tuple(map(name, range(len(traced))))
         self._groups[id(group)] = _Added(any(map(_is_matrix, params)), traced, names)
         for param in params:
-            self._shapes[id(param)] = full_shape(param)
+            self._shapes[id(param)] = known_shape(param)
 
     def carry_over(
         self, before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]
@@ -98,10 +98,15 @@ class Origins:
             are_vectors = added is not None and not added.has_matrices and self.is_stranger(param)
             if not are_vectors and (stepping or not is_partitioned(param)):
                 refuse_flattened(param, name(index))
-            shape = self._shapes.get(id(param), param.shape)
-            if shape != param.shape and is_spread() and not is_partitioned(param):
+            shape, now = self._shapes.get(id(param)), known_shape(param)
+            if shape is None or now is None:
+                if id(param) in self._shapes:
+                    self._shapes[id(param)] = now
+            elif shape != param.shape and is_spread() and not is_partitioned(param):
                 raise RuntimeError(cut_message(name(index), shape, param.shape))
 
 
 def _is_matrix(param: Tensor) -> bool:
-    return has_rows(full_shape(param))
+    """Whether a weight has rows; one without a shape may get some."""
+    shape = known_shape(param)
+    return shape is None or has_rows(shape)

@@ -20,12 +20,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed
+from torch.nn.parameter import is_lazy
 
 from ..layout import Peers
 from .flat import FlatTensor, FlatWeight
 from .refusals import REMEDY, refuse_cut
 
-__all__ = ["full_shape", "is_loaded", "is_partitioned", "read_flat"]
+__all__ = ["full_shape", "is_loaded", "is_partitioned", "known_shape", "read_flat"]
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -43,6 +44,11 @@ def is_partitioned(param: Tensor) -> bool:
 def full_shape(param: Any) -> torch.Size:
     """The shape of a weight, also where stage 3 has taken its elements away."""
     return torch.Size(param.ds_shape) if is_partitioned(param) else param.shape
+
+
+def known_shape(param: Tensor) -> torch.Size | None:
+    """The same, or None where a lazy module has not given the weight a shape yet."""
+    return None if is_lazy(param) else full_shape(param)
 
 
 def read_flat(

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ...layout import Piece, Placement, Statistic
 from ...projection import Decision, View, Views, total
-from ...rules import AdamRule
+from ...rules import is_adam
 from ..addresses import addresses_of, as_piece, memory_refusal
 from ..base import Backend, Candidate, Members, Outcome, Prepared, Step
 from .library import SEGMENT, Problem, Rule, has_float16, load
@@ -79,7 +79,7 @@ NATIVE = Native()
 
 def _option_refusal(candidate: Candidate) -> str | None:
     rule = candidate.rule
-    betas = (rule.beta1, rule.beta2) if isinstance(rule, AdamRule) else ()
+    betas = (rule.beta1, rule.beta2) if is_adam(rule) else ()
     if any(isinstance(option, Tensor) for option in (rule.lr, *betas)):
         return "takes lr and betas as floats only"
     count = candidate.state_step
@@ -213,7 +213,7 @@ class NativeSection(Prepared):
             return
         table = (Rule * len(rules))()
         for entry, rule in zip(table, rules, strict=True):
-            betas = (rule.beta1, rule.beta2) if isinstance(rule, AdamRule) else (0.0, 0.0)
+            betas = (rule.beta1, rule.beta2) if is_adam(rule) else (0.0, 0.0)
             values = (*rule.coefficients, 0, rule.lr, *betas)
             for field, value in zip(Rule._fields_, values, strict=True):
                 setattr(entry, field[0], value)

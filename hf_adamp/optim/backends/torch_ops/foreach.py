@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...memory import is_transformed
-from ...rules import AdamRule, Rule, Scalar, SGDRule, step_scalars
+from ...rules import Rule, Scalar, is_adam, step_scalars
 from ..base import Backend, Candidate, Members
 from .blocks import Moments, TorchSection, state_refusal
 
@@ -40,7 +40,7 @@ class Foreach(Backend):
         rule = candidate.rule
         if is_transformed(candidate.param):
             return "cannot be batched by torch.func, which has no rule for multi-tensor operations"
-        if isinstance(rule, AdamRule) and not rule.capturable:
+        if is_adam(rule) and not rule.capturable:
             for option in ("lr", "beta1", "beta2"):
                 if isinstance(getattr(rule, option), Tensor):
                     return f"takes {option} as a tensor only with capturable=True"
@@ -56,7 +56,7 @@ class ForeachSection(TorchSection):
 
     def advance(self, rule: Rule, grads: list[Tensor], moments: Moments) -> None:
         """Update the moments of some blocks, in place."""
-        if isinstance(rule, SGDRule):
+        if not is_adam(rule):
             for buffers in moments:
                 torch._foreach_mul_(buffers, rule.momentum)
                 torch._foreach_add_(buffers, grads, alpha=1 - rule.dampening)
@@ -74,7 +74,7 @@ class ForeachSection(TorchSection):
         self, rule: Rule, grads: list[Tensor], moments: Moments, state_steps: list[Tensor]
     ) -> list[Tensor]:
         """The step of each of some blocks, in memory of its own."""
-        if isinstance(rule, SGDRule):
+        if not is_adam(rule):
             if not moments:
                 return _times(grads, rule.lr * (1 - rule.dampening))
             (buffers,) = moments

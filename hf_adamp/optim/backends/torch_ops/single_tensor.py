@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...rules import Rule, Scalar, SGDRule, step_scalars
+from ...rules import Rule, Scalar, is_adam, step_scalars
 from ..base import Backend, Candidate, Members
 from .blocks import Moments, TorchSection, state_refusal
 
@@ -36,7 +36,7 @@ class SingleTensorSection(TorchSection):
 
     def advance(self, rule: Rule, grads: list[Tensor], moments: Moments) -> None:
         """Update the moments of some blocks, in place."""
-        if isinstance(rule, SGDRule):
+        if not is_adam(rule):
             for buffers in moments:
                 for buffer, grad in zip(buffers, grads, strict=True):
                     buffer.mul_(rule.momentum).add_((1 - rule.dampening) * grad)
@@ -51,7 +51,7 @@ class SingleTensorSection(TorchSection):
         """The step of each of some blocks, in memory of its own."""
         # What autograd keeps for its way back must not be a moment, which the next step changes.
         kept = [list(map(_for_autograd, tensors)) for tensors in moments]
-        if isinstance(rule, SGDRule):
+        if not is_adam(rule):
             averages = kept[0] if kept else [(1 - rule.dampening) * grad for grad in grads]
             return [
                 # The momentum keeps its radial part: Algorithm 1 projects the step.
