@@ -90,7 +90,10 @@ def test_nothing_is_imported_in_a_circle():
 def test_the_optimizer_knows_torch_only(name):
     for other in imported_by(name):
         top = other.partition(".")[0]
-        assert top in {"hf_adamp", *LIBRARIES["hf_adamp.optim"], *sys.stdlib_module_names}, other
+        allowed = {"hf_adamp", *LIBRARIES["hf_adamp.optim"], *sys.stdlib_module_names}
+        # A CUDA build of torch brings it along, and only its kernels ask for it.
+        allowed |= {"triton"} if name.startswith("hf_adamp.optim.backends.cuda") else set()
+        assert top in allowed, other
 
 
 def test_a_circle_would_be_found():

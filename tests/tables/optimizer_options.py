@@ -323,6 +323,14 @@ PATHS = [
     Path("cuda", {}, device="cuda"),
     Path("cuda_foreach", {"foreach": True}, device="cuda"),
     Path("cuda_capturable", {"foreach": True, "capturable": True}, device="cuda"),
+    Path(
+        "cuda_triton",
+        {"fused": True},
+        fused=True,
+        device="cuda",
+        dense_only=True,
+        dtypes=(torch.float32, *HALVES),
+    ),
 ]
 
 

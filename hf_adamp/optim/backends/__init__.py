@@ -14,6 +14,7 @@ import torch
 
 from .base import Backend, Candidate
 from .cpu import NATIVE
+from .cuda import TRITON
 from .torch_ops.foreach import FOREACH
 from .torch_ops.single_tensor import SINGLE_TENSOR
 
@@ -22,7 +23,7 @@ __all__ = ["BACKENDS", "Flags", "choose"]
 logger = logging.getLogger(__name__)
 
 # From the fastest.
-BACKENDS: tuple[Backend, ...] = (NATIVE, FOREACH, SINGLE_TENSOR)
+BACKENDS: tuple[Backend, ...] = (NATIVE, TRITON, FOREACH, SINGLE_TENSOR)
 
 
 class Flags(NamedTuple):

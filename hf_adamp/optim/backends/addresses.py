@@ -12,7 +12,10 @@ from ..layout import Piece, Placement
 from ..memory import are_row_major, has_no_address, working_dtype
 from .base import Candidate
 
-__all__ = ["addresses_of", "as_piece", "memory_refusal"]
+__all__ = ["ROUNDINGS", "addresses_of", "as_piece", "memory_refusal"]
+
+# How kernels number the values of `rounding`.
+ROUNDINGS = {"nearest": 0, "kahan": 1, "stochastic": 2}
 
 
 def memory_refusal(candidate: Candidate) -> str | None:

@@ -21,14 +21,13 @@ from torch import Tensor
 from ...layout import Piece, Placement, Statistic
 from ...projection import Decision, View, Views, total
 from ...rules import is_adam
-from ..addresses import addresses_of, as_piece, memory_refusal
+from ..addresses import ROUNDINGS, addresses_of, as_piece, memory_refusal
 from ..base import Backend, Candidate, Members, Outcome, Prepared, Step
 from .library import SEGMENT, Problem, Rule, has_float16, load
 
 __all__ = ["NATIVE", "Native"]
 
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-_ROUNDINGS = {"nearest": 0, "kahan": 1, "stochastic": 2}
 # About 100 microseconds of work: enough to make taking a task cheap, little enough to balance.
 _TASK_ELEMENTS = 65536
 # Below this, waking a second thread takes longer than the work.
@@ -127,7 +126,7 @@ class NativeSection(Prepared):
             n_blocks=len(tables.blocks),
             n_tasks=len(tables.tasks),
             n_order=len(tables.order),
-            rounding=_ROUNDINGS[members.rounding],
+            rounding=ROUNDINGS[members.rounding],
             rule_of=rule_of.buffer_info()[0],
             scalars=scalars.data_ptr(),
             blocks=blocks,
