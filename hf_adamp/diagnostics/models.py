@@ -258,6 +258,8 @@ def _whole(report: ProbeReport, plan: _Plan) -> dict[str, WeightReport]:
             shape=shape,
             groups=_regrouped(probed.groups, probed.shape[0], shape[0]),
             with_bias=_regrouped(probed.with_bias, probed.shape[0], shape[0]),
+            # Other rows than were probed: their groups are not known.
+            sizes=probed.sizes if probed.shape[0] == shape[0] else None,
             like=None if probed.name == name else probed.name,
         )
     return weights

@@ -57,8 +57,8 @@ class Extent:
         rows: how many of its rows, or parts of rows, are here.
         columns: the elements of a whole row, on all processes.
         numel: the elements of the whole weight, on all processes.
-        vectors: the rows here of each vector that the weight is declared to consist of (heads);
-            empty where the rows may stand for themselves.
+        vectors: the rows here of each vector that the weight is declared to consist of (heads),
+            negative where it is not invariant; empty where the rows may stand for themselves.
     """
 
     rows: int
@@ -159,11 +159,13 @@ class Segments:
         weight: (S,) int64, the weight that a segment belongs to.
         row_segment: (R,) int64, the segment that a row belongs to.
         offsets: (W + 1,) int64, where each weight's segments begin.
+        free: (S,) bool, declared not to be invariant; None where none is.
     """
 
     weight: Tensor
     row_segment: Tensor
     offsets: Tensor
+    free: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -213,7 +215,8 @@ class Layout:
         """
         rows = [extent.rows for extent in extents]
         counts = [extent.segments for extent in extents]
-        parts = list(chain.from_iterable(e.vectors or (e.rows,) for e in extents))
+        signed = list(chain.from_iterable(e.vectors or (e.rows,) for e in extents))
+        parts = list(map(abs, signed))
 
         def vector(values: Sequence[float], dtype: torch.dtype) -> Tensor:
             # Two steps: building it on an accelerator at once would wait for the copy.
@@ -234,7 +237,9 @@ class Layout:
         layer_limit = vector([delta / math.sqrt(e.numel) for delta, e in pairs], dtype)
         segments = None
         if len(parts) > len(rows):
-            segments = Segments(owners(counts), owners(parts), starts(counts))
+            # Rows that are elsewhere have no sign here, and need none.
+            free = vector([rows < 0 for rows in signed], torch.bool) if min(signed) < 0 else None
+            segments = Segments(owners(counts), owners(parts), starts(counts), free)
         return cls(
             extents=tuple(extents),
             row_weight=row_weight,

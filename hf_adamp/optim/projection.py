@@ -132,6 +132,10 @@ def shift_rows(
     if layout.segments is not None:
         row_segment = layout.segments.row_segment
         layer, weight_decay = layer[layout.segments.weight], weight_decay[layout.segments.weight]
+        free = layout.segments.free
+        if free is not None:
+            layer = layer & ~free
+            weight_decay = torch.where(free, decay[layout.segments.weight], weight_decay)
     # where, not a product: 0 times a part that is not a number would spoil the row.
     layer_part = torch.where(layer, radial_part(totals, layout.eps), 0.0)
     channel_part = torch.where(

@@ -8,6 +8,7 @@ ICLR 2021, https://arxiv.org/abs/2006.08217; the projection is theirs.
 from __future__ import annotations
 
 import math
+import re
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
@@ -35,11 +36,15 @@ ScaleInvariant: TypeAlias = str | bool | tuple[str, int | str | tuple[int, ...]]
 _WORDS = ("auto", "row", "tensor")
 # A number of heads, or the rows of one.
 _NUMBERED = ("head", "head_dim")
+# Groups of rows on a command line: 512+64-8.
+_GROUP = re.compile(r"[+-]?\s*\d+")
+_GROUPS = re.compile(r"[+-]?\s*\d+(\s*[+-]\s*\d+)*")
 # Which of a stack's last two dimensions holds the outputs, each a row.
 _STACKS = ("out_in", "in_out")
 _ALLOWED = (
     '"auto", "row", "tensor", ("head", heads), ("head_dim", rows of a head), '
-    '("rows", (rows of each group, …)), ("experts", "out_in" or "in_out") or False'
+    '("rows", (rows of each group, negative where not invariant, …)), ("experts", "out_in" or '
+    '"in_out") or False'
 )
 
 
@@ -47,11 +52,12 @@ def check_scale_invariant(name: str, value: Any) -> ScaleInvariant:
     """Return the value as the option keeps it, or raise if the option does not take it.
 
     A pair may be any sequence, with integers of any kind. Text is read as on a command line:
-    `false`, `head:8`, `rows:512+64`, `experts:in_out`.
+    `false`, `head:8`, `rows:512-64`, `experts:in_out`.
 
     Raises:
         TypeError: for a value of the wrong type.
-        ValueError: for a word that is unknown, or a number of heads or rows below 1.
+        ValueError: for a word that is unknown, a number of heads or rows that is 0, or negative
+            but for some groups of rows.
     """
     given = _from_text(value) if isinstance(value, str) else value
     if given is False or (isinstance(given, str) and given in _WORDS):
@@ -59,24 +65,42 @@ def check_scale_invariant(name: str, value: Any) -> ScaleInvariant:
     if isinstance(given, Sequence) and len(given) == 2 and isinstance(given[0], str):
         unit, second = str(given[0]), given[1]
         if unit in _NUMBERED:
-            return unit, _count(name, value, second, "an integer as its second element")
+            return unit, _count(name, value, second)
         if unit == "experts" and second in _STACKS:
             return unit, str(second)
-        if unit == "rows" and isinstance(second, Sequence) and len(second):
-            what = "integers in its second element"
-            return unit, tuple(_count(name, value, rows, what) for rows in second)
+        if unit == "rows" and len(second := _as_tuple(second)):
+            return unit, _rows_of_groups(name, value, second)
     error = ValueError if isinstance(value, Sequence) else TypeError
     raise error(f"{name}={value!r} must be {_ALLOWED}.")
 
 
-def _count(name: str, value: Any, number: Any, what: str) -> int:
+def _as_tuple(value: Any) -> tuple[Any, ...]:
+    is_listing = isinstance(value, Sequence) and not isinstance(value, str)
+    return tuple(value) if is_listing else ()
+
+
+def _integer(name: str, value: Any, number: Any, where: str) -> int:
     try:
-        count = index(None if isinstance(number, bool) else number)  # type: ignore[arg-type]
+        return index(None if isinstance(number, bool) else number)  # type: ignore[arg-type]
     except TypeError:
-        raise TypeError(f"{name}={value!r} must have {what}.") from None
+        raise TypeError(f"{name}={value!r} must have {where}.") from None
+
+
+def _count(name: str, value: Any, number: Any) -> int:
+    count = _integer(name, value, number, "an integer as its second element")
     if count < 1:
         raise ValueError(f"{name}={value!r} must have at least 1 as its second element.")
     return count
+
+
+def _rows_of_groups(name: str, value: Any, groups: Sequence[Any]) -> tuple[int, ...]:
+    """The rows of each group; negative, those of a group that is not invariant."""
+    counts = [_integer(name, value, rows, "integers in its second element") for rows in groups]
+    if 0 in counts:
+        raise ValueError(f"{name}={value!r} must have at least 1 as its second element's numbers.")
+    if max(counts) < 0:
+        raise ValueError(f"{name}={value!r} has no invariant group of rows; use False.")
+    return tuple(counts)
 
 
 def _from_text(text: str) -> Any:
@@ -84,10 +108,9 @@ def _from_text(text: str) -> Any:
     unit, colon, rest = (part.strip() for part in word.partition(":"))
     if not colon:
         return False if word == "false" else word
-    numbers = [number.strip() for number in rest.split("+")]
-    if all(map(str.isdecimal, numbers)):
-        return (unit, tuple(map(int, numbers))) if unit == "rows" else (unit, int(numbers[0]))
-    return unit, rest
+    if unit == "rows" and _GROUPS.fullmatch(rest):
+        return unit, tuple(int(rows.replace(" ", "")) for rows in _GROUP.findall(rest))
+    return (unit, int(rest)) if rest.isdecimal() else (unit, rest)
 
 
 def threshold(value: ScaleInvariant, delta: float) -> float:
@@ -122,7 +145,7 @@ def matrix_dims(
 def vectors_of(value: ScaleInvariant, shape: torch.Size, name: str = "a weight") -> tuple[int, ...]:
     """The rows of each vector that a weight is declared to consist of.
 
-    Empty where its rows stand for themselves.
+    Negative where a vector is declared not to be invariant; empty where rows stand for themselves.
 
     Raises:
         ValueError: if the weight's rows cannot be shared out like this.
@@ -134,7 +157,8 @@ def vectors_of(value: ScaleInvariant, shape: torch.Size, name: str = "a weight")
         return ()
     unit, number = value
     if isinstance(number, tuple):
-        fits, sizes, needs = sum(number) == shape[0], number, f"{sum(number)} rows"
+        rows = sum(map(abs, number))
+        fits, sizes, needs = rows == shape[0], number, f"{rows} rows"
     else:
         assert isinstance(number, int)
         heads = number if unit == "head" else max(1, shape[0] // number)
@@ -149,13 +173,15 @@ def vectors_of(value: ScaleInvariant, shape: torch.Size, name: str = "a weight")
 
 
 def rows_of_vectors(rows: Sequence[int], vectors: Sequence[int]) -> tuple[int, ...]:
-    """How many of these rows of a weight belong to each of its vectors."""
+    """How many of these rows of a weight belong to each of its vectors, with the vector's sign."""
     if not vectors:
         return ()
     # The vector of a row is the number of ends that it does not lie before.
-    ends = list(accumulate(vectors))
+    ends = list(accumulate(map(abs, vectors)))
     counts = Counter(bisect_right(ends, row) for row in rows)
-    return tuple(counts[vector] for vector in range(len(vectors)))
+    return tuple(
+        -counts[vector] if size < 0 else counts[vector] for vector, size in enumerate(vectors)
+    )
 
 
 def place_whole(value: ScaleInvariant, shape: torch.Size) -> Placement:

@@ -145,7 +145,8 @@ def test_tied_weight_is_one_weight():
 
 def test_part_of_a_fused_weight_is_reported():
     weight = verdict(FusedQKV(), torch.randn(3, 5, 8), "qkv.weight")
-    assert weight.granularity is None
+    # Two heads of queries and two of keys, then values, which have no norm.
+    assert weight.granularity == ("rows", (4, 4, 4, 4, -8))
     assert weight.partial == (6, pytest.approx(4 / 6))
 
 

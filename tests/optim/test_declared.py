@@ -519,6 +519,46 @@ def test_groups_of_unequal_rows_are_projected_one_by_one(family, path, kind):
         assert whole.last_step[0].view.tolist() == [HEAD]
 
 
+MIXED = ("rows", (2, -3, 1))
+
+
+@EVERY_PATH
+@pytest.mark.parametrize("kind", KINDS)
+def test_groups_that_are_not_invariant_are_left_to_weight_decay(family, path, kind):
+    """As parts of the weight would be, some declared to be a vector and some not invariant."""
+    weight = make_weights(device=path.device)["linear"]
+    sizes = [abs(rows) for rows in MIXED[1]]
+    parts = [nn.Parameter(part.detach().clone()) for part in weight.split(sizes)]
+    options = {**family.base, **KWARGS[family.name], "weight_decay": 0.1, "wd_ratio": 0.25}
+    groups = [
+        {"params": [part], "scale_invariant": "tensor" if rows > 0 else False}
+        for part, rows in zip(parts, MIXED[1], strict=True)
+    ]
+    whole = family.cls([weight], **options, **path.flags, scale_invariant=MIXED)
+    apart = family.cls(groups, **options, **path.flags)
+    whole.record_steps = True
+    for step in range(5):
+        grad = make_grad(weight.detach(), kind, generator(step))
+        run_steps(whole, [[grad]])
+        run_steps(apart, [grad.split(sizes)])
+        assert_close(weight, torch.cat([part.detach() for part in parts]))
+        assert whole.last_step[0].view.tolist() == [HEAD]
+
+
+@EVERY_PATH
+def test_groups_that_are_not_invariant_fail_together_with_the_others(family, path):
+    """A gradient that is not finite has AdamW's outcome for all rows."""
+    weight = make_weights(device=path.device)["linear"]
+    twin = nn.Parameter(weight.detach().clone())
+    declared = build(family, [weight], path, scale_invariant=MIXED, **KWARGS[family.name])
+    other = build(family, [twin], path, scale_invariant=False, **KWARGS[family.name])
+    grad = torch.randn_like(weight)
+    grad[3] = torch.nan
+    run_steps(declared, [[grad]])
+    run_steps(other, [[grad]])
+    torch.testing.assert_close(weight, twin, equal_nan=True)
+
+
 @EVERY_PATH
 @pytest.mark.parametrize("granularity", STACKS, ids=str)
 @pytest.mark.parametrize("shape", [(3, 4, 5), (2, 300, 200)], ids=str)

@@ -160,6 +160,8 @@ _BAD_IN_BOTH = [
     Bad({"scale_invariant": {"head", 2}}, TypeError, r"scale_invariant=.* must be"),
     Bad({"scale_invariant": ("rows", ())}, ValueError, r"scale_invariant=\('rows', \(\)\) must be"),
     Bad({"scale_invariant": ("rows", (2, 0))}, ValueError, r"must have at least 1 as its second"),
+    Bad({"scale_invariant": ("rows", (-2, -1))}, ValueError, r"no invariant group of rows; use F"),
+    Bad({"scale_invariant": "rows:4 2"}, ValueError, r"must be \"auto\""),
     Bad({"scale_invariant": ("rows", (2, 1.5))}, TypeError, r"must have integers in its second"),
     Bad({"scale_invariant": ("experts", "in")}, ValueError, r"scale_invariant=.* must be"),
     Bad({"scale_invariant": "experts:out"}, ValueError, r"scale_invariant='experts:out' must be"),
@@ -231,6 +233,8 @@ _CONVERTED_IN_BOTH = [
     Converted({"scale_invariant": Listing("head", numpy.int32(2))}, ("head", 2)),
     Converted({"scale_invariant": ["rows", [4, numpy.int64(2)]]}, ("rows", (4, 2))),
     Converted({"scale_invariant": "rows:4 + 2"}, ("rows", (4, 2))),
+    Converted({"scale_invariant": "rows:4-2"}, ("rows", (4, -2))),
+    Converted({"scale_invariant": ["rows", [numpy.int64(-4), 2]]}, ("rows", (-4, 2))),
     Converted({"scale_invariant": Listing("rows", Listing(6))}, ("rows", (6,))),
 ]
 

@@ -99,9 +99,9 @@ def row(name: str, result: dict) -> str:
     """One line of the table."""
     report = result["report"]
     weights = [w for w in report.weights.values() if w.effect > 0]
-    invariant = [w for w in weights if w.groups is not None]
-    others = [w for w in weights if w.groups is None]
-    share = sum(w.numel for w in invariant) / sum(w.numel for w in weights)
+    invariant = [w for w in weights if w.granularity is not None]
+    others = [w for w in weights if w.granularity is None]
+    share = sum(w.invariant_numel for w in invariant) / sum(w.numel for w in weights)
     caught = _mean([w.caught for w in invariant])
     misfires = _mean([w.misfires for w in others])
     exactness = f"{max(w.cosine for w in invariant):.0e}" if invariant else "–"

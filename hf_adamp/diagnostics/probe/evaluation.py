@@ -8,11 +8,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from hf_adamp.diagnostics.probe.folding import foldings, row_dots, row_squares, spread
 from hf_adamp.diagnostics.probe.sandbox import Precise, Sandbox
 
-__all__ = ["Batch", "Gradients", "Subject", "relative_change"]
+__all__ = ["Batch", "Gradients", "Scaling", "Subject", "relative_change"]
 
 Batch = Mapping[str, Any] | tuple[Any, ...] | Tensor
+# A parameter's name, and how its rows are told.
+Part = tuple[str, str]
 
 # What Transformers' models return beside their result: stations on the way to it.
 _STATIONS = {
@@ -34,11 +37,18 @@ _STATIONS = {
 }
 
 
+class Scaling(NamedTuple):
+    """A factor for each row of a parameter, whose rows are told like this."""
+
+    factors: Tensor
+    folding: str
+
+
 class Gradients(NamedTuple):
     """Of one gradient: for every parameter and each of its rows `g·w` and `|g|²`."""
 
-    dot: dict[str, Tensor]
-    square: dict[str, Tensor]
+    dot: dict[Part, Tensor]
+    square: dict[Part, Tensor]
 
 
 class Subject:
@@ -53,17 +63,21 @@ class Subject:
         self._sandbox = sandbox
         self.copies = sandbox.copies
         # |w|² of every row.
-        self.squares = {name: row_squares(copy.detach()) for name, copy in self.copies.items()}
+        self.squares = {
+            (name, folding): row_squares(copy.detach(), folding)
+            for name, copy in self.copies.items()
+            for folding in foldings(copy.shape)
+        }
         self._generator = generator
 
     def outputs(
-        self, *, shrink_eps: bool, scaled: Mapping[str, Tensor] | None = None
+        self, *, shrink_eps: bool, scaled: Mapping[str, Scaling] | None = None
     ) -> list[Tensor]:
         """Run the first batch; the result's floating-point tensors.
 
         Args:
             shrink_eps: Whether the norms' eps is taken away.
-            scaled: Names of parameters and a factor for each of their rows.
+            scaled: Names of parameters, and a factor for each of their rows.
 
         Raises:
             ValueError: There are none, or one is not finite.
@@ -90,19 +104,20 @@ class Subject:
         gradients = []
         for draw in range(draws):
             output = self._forward(draw % len(self._sandbox.batches), shrink_eps=False)
-            loss = output.get("loss") if isinstance(output, Mapping) else None
+            loss = _loss(output)
             if loss is not None and draw >= len(self._sandbox.batches):
                 break
             gradients.append(self._backward(self._read(_results(output)) if loss is None else loss))
         return gradients
 
     def _forward(
-        self, index: int, *, shrink_eps: bool, scaled: Mapping[str, Tensor] | None = None
+        self, index: int, *, shrink_eps: bool, scaled: Mapping[str, Scaling] | None = None
     ) -> Any:
         self._sandbox.reset()
         with torch.no_grad():
-            for name, factors in (scaled or {}).items():
-                self.copies[name].view(len(factors), -1).mul_(factors[:, None])
+            for name, (factors, folding) in (scaled or {}).items():
+                copy = self.copies[name]
+                copy.mul_(spread(factors.to(copy.device), copy.shape, folding))
         model, batch = self._sandbox.model, self._sandbox.batches[index]
         with Precise(shrink_eps=shrink_eps):
             if isinstance(batch, Mapping):
@@ -126,9 +141,10 @@ class Subject:
 
         def reduce(name: str, weight: Tensor) -> None:
             assert weight.grad is not None
-            g, w = (t.detach().reshape(_rows(t), -1) for t in (weight.grad, weight))
-            gradients.dot[name] = torch.einsum("rc,rc->r", g, w)
-            gradients.square[name] = row_squares(g)
+            grad = weight.grad.detach()
+            for folding in foldings(weight.shape):
+                gradients.dot[name, folding] = row_dots(grad, weight.detach(), folding)
+                gradients.square[name, folding] = row_squares(grad, folding)
             weight.grad = None
 
         hooks = [
@@ -150,19 +166,17 @@ def relative_change(before: list[Tensor], after: list[Tensor]) -> float:
     )
 
 
-def row_squares(tensor: Tensor) -> Tensor:
-    """`|t|²` of every row."""
-    norms: Tensor = torch.linalg.vector_norm(tensor.reshape(_rows(tensor), -1), dim=1)
-    return norms.square()
-
-
 def _norm(tensor: Tensor) -> Tensor:
     norm: Tensor = torch.linalg.vector_norm(tensor.detach())
     return norm.clamp(min=torch.finfo(torch.float64).tiny)
 
 
-def _rows(tensor: Tensor) -> int:
-    return tensor.shape[0] if tensor.ndim else 1
+def _loss(output: Any) -> Tensor | None:
+    """The loss that a model returns, a number even where it returns one a sample."""
+    loss = output.get("loss") if isinstance(output, Mapping) else None
+    if not isinstance(loss, Tensor) or not loss.is_floating_point() or not loss.requires_grad:
+        return None
+    return loss.mean()
 
 
 def _results(output: Any) -> list[Tensor]:

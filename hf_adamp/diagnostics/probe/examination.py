@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hf_adamp.diagnostics.probe.evaluation import Gradients, Subject
+from hf_adamp.diagnostics.probe.folding import ROWS, Grouping
 from hf_adamp.diagnostics.probe.scaling import Finding, Screen, confirm, find
 from hf_adamp.optim.layout import Extent, Layout
 from hf_adamp.optim.projection import View, choose_views, total
@@ -43,7 +44,7 @@ def examine(
         finding = find(subject, [name], readings, precise, plain, generator, confirmed=confirmed)
         found[name] = {
             "shape": tuple(subject.copies[name].shape),
-            "groups": finding.groups,
+            **_groups(finding.grouping),
             "change": finding.change,
             "effect": finding.effect,
             "cosine": _cosine(subject, name, finding, drawn),
@@ -55,11 +56,23 @@ def examine(
     return found, len(drawn)
 
 
+def _groups(grouping: Grouping | None) -> dict[str, Any]:
+    """A grouping as the fields of a report that say it."""
+    if grouping is None:
+        return {"groups": None}
+    if grouping.folding != ROWS:
+        return {"groups": None, "stack": grouping.folding}
+    if grouping.groups is None:
+        return {"groups": None, "sizes": grouping.sizes}
+    return {"groups": grouping.groups}
+
+
 def _views(subject: Subject, names: Sequence[str], gradient: Gradients, delta: float) -> list[int]:
     """What AdamP's own test says of each weight on this gradient."""
     with torch.device("cpu"):
         dot, grad_sq, weight_sq = (
-            torch.cat([part[name].cpu() for name in names]) for part in (*gradient, subject.squares)
+            torch.cat([of[name, ROWS].cpu() for name in names])
+            for of in (*gradient, subject.squares)
         )
         steps = torch.zeros_like(dot)
         layout = Layout.build(
@@ -78,10 +91,9 @@ def _cosine(
 ) -> float | None:
     if finding.effect == 0:
         return None
-    screen = Screen(subject, [name], gradients)
-    groups = finding.groups or 1
-    alive, _ = screen.passing(groups)
-    return float(screen.cosines(groups)[0][:, alive].max())
+    grouping = finding.grouping or Grouping.equal(1, len(subject.squares[name, ROWS]))
+    screen = Screen(subject, [name], gradients, grouping.folding)
+    return screen.largest_cosine(grouping)
 
 
 def _with_bias(
@@ -99,7 +111,8 @@ def _with_bias(
     rows = subject.copies[name].shape[0]
     if tensor != "weight" or bias not in subject.copies or finding.effect == 0:
         return None
-    if finding.groups == rows or subject.copies[bias].shape != (rows,):
+    is_finest = finding.grouping is not None and finding.grouping.count >= rows
+    if is_finest or subject.copies[bias].shape != (rows,):
         return None
     groups = find(subject, [name, bias], readings, precise, plain, generator).groups
     return groups if groups is not None and groups > (finding.groups or 0) else None

@@ -28,7 +28,9 @@ def kind(granularity: Any) -> str:
     """The key into `KINDS`."""
     if granularity is None:
         return "not invariant"
-    return granularity if isinstance(granularity, str) else str(granularity[0])
+    unit = granularity if isinstance(granularity, str) else str(granularity[0])
+    # Groups of rows are heads of unequal size, and each output of an expert is a row.
+    return {"rows": "head", "experts": "row"}.get(unit, unit)
 
 
 def draw(weights: Iterable[WeightReport], title: str, gradients: int, output: Path) -> Path:

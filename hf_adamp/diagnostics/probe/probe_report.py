@@ -39,7 +39,7 @@ class ProbeReport:
 
     @property
     def granularities(self) -> dict[str, Granularity]:
-        """For each weight None, "row", "tensor" or ("head", n): n equal groups of rows."""
+        """For each weight None, or what `scale_invariant` takes: see `WeightReport.granularity`."""
         return {name: weight.granularity for name, weight in self.weights.items()}
 
     @property

@@ -1,4 +1,4 @@
-"""The finest equal groups of rows that can be scaled on their own without any effect.
+"""The finest groups of rows that can be scaled on their own without any effect.
 
 Where the output does not change when a group is scaled, its derivative along the group is zero:
 `Σ g·w = 0` over the group (paper, equation 4). One gradient therefore screens every grouping of
@@ -14,7 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hf_adamp.diagnostics.probe.evaluation import Gradients, Subject, relative_change
+from hf_adamp.diagnostics.probe.evaluation import Gradients, Scaling, Subject, relative_change
+from hf_adamp.diagnostics.probe.folding import ROWS, Grouping, foldings
+from hf_adamp.diagnostics.probe.partition import partition
 
 __all__ = ["Finding", "Screen", "confirm", "find"]
 
@@ -26,6 +28,8 @@ _LIMIT = 1e-6
 _NOTHING = 1e-8
 # A group whose influence is a smaller share of the strongest group's has none.
 _DEAD = 1e-6
+# Of a weight whose rows are invariant in part, less is not worth telling.
+_LEAST_SHARE = 0.1
 
 
 @dataclass(frozen=True)
@@ -33,20 +37,25 @@ class Finding:
     """What scaling a weight does.
 
     Attributes:
-        groups: number of equal groups of rows that can be scaled on their own; None: not even all
-            rows together.
-        partial: number of groups, and the share of them (between 0 and 1) that can be scaled,
-            where it is not all.
+        grouping: the finest groups of rows that can be scaled on their own; None: not even all
+            rows together, nor a part of them.
+        partial: number of equal groups, and the share of them (between 0 and 1) that can be
+            scaled, where it is not all.
         effect: relative change of the output by a random change of the weight of the same size; 0
             where the weight has no influence.
         change: relative change of the output by scaling, with eps as it is; to first order where
             there are no groups.
     """
 
-    groups: int | None
+    grouping: Grouping | None
     partial: tuple[int, float] | None
     effect: float
     change: float
+
+    @property
+    def groups(self) -> int | None:
+        """The number of groups where they are equal and all there is."""
+        return None if self.grouping is None else self.grouping.groups
 
 
 class Screen:
@@ -56,18 +65,25 @@ class Screen:
         subject: The model.
         names: The tensors that are scaled together, with the same number of rows.
         gradients: At least one.
+        folding: How rows are told.
     """
 
     def __init__(
-        self, subject: Subject, names: Sequence[str], gradients: Sequence[Gradients]
+        self,
+        subject: Subject,
+        names: Sequence[str],
+        gradients: Sequence[Gradients],
+        folding: str = ROWS,
     ) -> None:
-        self.rows = subject.copies[names[0]].shape[0]
+        parts = [(name, folding) for name in names]
+        self.folding = folding
+        self.rows = len(subject.squares[parts[0]])
         self.numel = sum(subject.copies[name].numel() for name in names)
-        self.weight_sq = torch.stack([subject.squares[name] for name in names]).sum(0)
+        self.weight_sq = torch.stack([subject.squares[part] for part in parts]).sum(0)
         # (gradients, rows)
         self.dot, self.grad_sq = (
-            torch.stack([sum(part[name] for name in names) for part in parts])  # type: ignore[misc]
-            for parts in zip(*gradients, strict=True)
+            torch.stack([torch.stack([of[part] for part in parts]).sum(0) for of in kind])
+            for kind in zip(*gradients, strict=True)
         )
 
     @property
@@ -99,10 +115,63 @@ class Screen:
         norms = (grad_sq * self.weight_sq.reshape(groups, -1).sum(1)).sqrt()
         return (dot.abs() / norms).nan_to_num(nan=0.0), norms
 
+    def largest_cosine(self, grouping: Grouping) -> float:
+        """The largest `|cos(g, w)|` of a scaled group that has an influence, over the gradients."""
+        if grouping.groups is not None:
+            alive, _ = self.passing(grouping.groups)
+            return float(self.cosines(grouping.groups)[0][:, alive].max())
+        sizes = torch.tensor(grouping.sizes, device=self.dot.device)
+        owner = torch.repeat_interleave(torch.arange(len(sizes), device=sizes.device), sizes.abs())
+        zeros = torch.zeros(len(sizes), dtype=self.dot.dtype, device=sizes.device)
+        weight_sq = zeros.index_add(0, owner, self.weight_sq)
+        largest = 0.0
+        for dot, grad_sq in zip(self.dot, self.grad_sq, strict=True):
+            norm = (zeros.index_add(0, owner, grad_sq) * weight_sq).sqrt()
+            cosine = zeros.index_add(0, owner, dot).abs() / norm
+            largest = max(largest, float(cosine[(sizes > 0) & (norm > 0)].amax()))
+        return largest
+
     def groupings(self) -> Iterator[int]:
         """Every number of equal groups, the finest first."""
         small = [i for i in range(1, math.isqrt(self.rows) + 1) if self.rows % i == 0]
         yield from sorted({*small, *(self.rows // i for i in small)}, reverse=True)
+
+    def candidates(self, *, unequal_too: bool) -> Iterator[Grouping]:
+        """Equal groups that all seem invariant, and unequal ones of which some do; finest first."""
+        equal = next((n for n in self.groupings() if self.share(n) == 1), 0)
+        unequal = self._unequal() if unequal_too and equal < self.rows else None
+        if unequal is not None and unequal.count > equal:
+            yield unequal
+        for groups in self.groupings():
+            if groups <= equal and self.share(groups) == 1:
+                yield Grouping.equal(groups, self.rows)
+
+    def _unequal(self) -> Grouping | None:
+        """Groups that differ in size, or that are not all there is."""
+        alive, _ = self.passing(self.rows)
+        sizes = partition(self.dot, self.grad_sq * self.weight_sq, alive, _LIMIT, self.numel)
+        if sizes is None or sum(s for s in sizes if s > 0) < _LEAST_SHARE * self.rows:
+            return None
+        return Grouping(sizes)
+
+    def partial(self) -> tuple[int, float] | None:
+        """The equal groups of which the largest share, but not all, seem invariant."""
+        shares = [(groups, self.share(groups)) for groups in self.groupings()]
+        part = [(groups, share) for groups, share in shares if 0 < share < 1]
+        return max(part, key=lambda pair: pair[1], default=None)
+
+
+def _candidates(
+    subject: Subject, names: Sequence[str], gradients: Sequence[Gradients], screen: Screen
+) -> Iterator[Grouping]:
+    """Groupings that seem invariant, the finest first; with a bias, equal groups only."""
+    is_alone = len(names) == 1
+    if is_alone:
+        for folding in foldings(subject.copies[names[0]].shape)[1:]:
+            stack = Screen(subject, names, gradients, folding)
+            if stack.share(stack.rows) == 1:
+                yield Grouping.equal(stack.rows, stack.rows, folding)
+    yield from screen.candidates(unequal_too=is_alone)
 
 
 def confirm(
@@ -116,15 +185,17 @@ def confirm(
 
     Where it does, each candidate is invariant, and a forward pass for each is saved.
     """
-    screens = {name: Screen(subject, [name], gradients) for name in names}
-    candidates = {
-        name: next((n for n in screen.groupings() if screen.share(n) == 1), None)
-        for name, screen in screens.items()
-        if screen.effect >= _NOTHING
-    }
-    scaled = {name: n for name, n in candidates.items() if n is not None}
-    effect = min((screens[name].effect for name, n in candidates.items() if n), default=0.0)
-    return _change(subject, scaled, precise, generator, shrink_eps=True) < _LIMIT * effect
+    scaled: dict[str, Grouping] = {}
+    effects = []
+    for name in names:
+        screen = Screen(subject, [name], gradients)
+        if screen.effect >= _NOTHING:
+            first = next(_candidates(subject, [name], gradients, screen), None)
+            if first is not None:
+                scaled[name] = first
+                effects.append(screen.effect)
+    changed = _change(subject, scaled, precise, generator, shrink_eps=True)
+    return changed < _LIMIT * min(effects, default=0.0)
 
 
 def find(
@@ -151,40 +222,36 @@ def find(
     screen = Screen(subject, names, gradients)
     if screen.effect < _NOTHING:
         return Finding(None, None, 0.0, 0.0)
-    partial: tuple[int, float] | None = None
-    for groups in screen.groupings():
-        share = screen.share(groups)
-        scaled = dict.fromkeys(names, groups)
-        if share == 1 and (
+    for grouping in _candidates(subject, names, gradients, screen):
+        scaled = dict.fromkeys(names, grouping)
+        if (
             confirmed
             or _change(subject, scaled, precise, generator, shrink_eps=True)
             < _LIMIT * screen.effect
         ):
             change = _change(subject, scaled, plain, generator, shrink_eps=False)
-            return Finding(groups, None, screen.effect, change)
-        if 0 < share < 1 and (partial is None or share > partial[1]):
-            partial = groups, share
+            partial = None if grouping.is_whole else screen.partial()
+            return Finding(grouping, partial, screen.effect, change)
     # The derivative has shown that the output changes; a forward pass would show no more.
-    return Finding(None, partial, screen.effect, screen.radial)
+    return Finding(None, screen.partial(), screen.effect, screen.radial)
 
 
 def _change(
     subject: Subject,
-    scaled: Mapping[str, int],
+    scaled: Mapping[str, Grouping],
     before: list[Tensor],
     generator: torch.Generator,
     *,
     shrink_eps: bool,
 ) -> float:
     """Relative change of the output when each group of each tensor is scaled by 0.5, 1 or 2."""
-    factors: dict[int, Tensor] = {}
-    for groups in scaled.values():
+    factors: dict[Grouping, Tensor] = {}
+    for grouping in scaled.values():
         # Weight and bias share theirs. Neighbours in the cycle differ, so two groups never agree.
-        if groups not in factors:
-            order = torch.randperm(groups, generator=generator, device="cpu")
-            exponents = torch.arange(groups, device="cpu")[order] % 3 - 1
-            factors[groups] = torch.exp2(exponents.double())
-    rows = {
-        name: factors[groups].to(subject.copies[name].device) for name, groups in scaled.items()
-    }
+        if grouping not in factors:
+            count = len(grouping.sizes)
+            order = torch.randperm(count, generator=generator, device="cpu")
+            exponents = torch.arange(count, device="cpu")[order] % 3 - 1
+            factors[grouping] = grouping.factors(torch.exp2(exponents.double()))
+    rows = {name: Scaling(factors[g], g.folding) for name, g in scaled.items()}
     return relative_change(before, subject.outputs(shrink_eps=shrink_eps, scaled=rows))

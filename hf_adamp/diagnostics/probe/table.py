@@ -6,18 +6,19 @@ from collections.abc import Iterable, Sequence
 
 from hf_adamp.diagnostics.probe.weights import (
     Family,
-    Granularity,
     WeightReport,
     families,
     granularity_of,
+    in_words,
 )
 
 __all__ = ["legend", "summary", "table"]
 
 _HEADINGS = ("weight", "count", "module", "invariant", "change", "effect", "cosine", "AdamP's test")
 _LEGEND = """\
-invariant  the parts that can each be scaled without changing the output: rows, equal groups of
-           rows (heads), or the tensor as a whole; "+bias" if the bias is scaled with them
+invariant  the parts that can each be scaled without changing the output: rows, groups of rows
+           (heads; or groups of the sizes given, "−" before what cannot be scaled), outputs of
+           experts, or the tensor as a whole; "+bias" if the bias is scaled with them
 change     of the output, relative, when they are scaled by 0.5, 1 and 2; the norms' eps causes it
 effect     of a random change as large as the weight, to compare with
 cosine     |g·w| / (|g||w|), the largest over parts and gradients"""
@@ -44,20 +45,14 @@ def _cells(family: Family) -> tuple[str, ...]:
     return (family.pattern, count, first.module, _verdict(first), *numbers, _test(family))
 
 
-def _word(granularity: Granularity) -> str:
-    if granularity is None:
-        return "–"
-    return granularity if isinstance(granularity, str) else f"{granularity[0]} ({granularity[1]})"
-
-
 def _verdict(weight: WeightReport) -> str:
     if weight.with_bias is not None:
         joint = granularity_of(weight.with_bias, weight.shape[0])
-        return f"{_word(weight.granularity)}; {_word(joint)} +bias"
-    if weight.partial is not None:
+        return f"{in_words(weight.granularity)}; {in_words(joint)} +bias"
+    if weight.granularity is None and weight.partial is not None:
         groups, share = weight.partial
         return f"– ({share:.0%} of {groups} groups)"
-    return _word(weight.granularity)
+    return in_words(weight.granularity)
 
 
 def _test(family: Family) -> str:
@@ -65,7 +60,7 @@ def _test(family: Family) -> str:
     wrong = f"misfires {misfires:.0%}"
     if family.first.granularity is None:
         return wrong if misfires else "–"
-    found = "finds the whole" if _is_head(family.first) else "finds it"
+    found = "finds the whole" if _has_parts(family.first) else "finds it"
     caught = f"{found} {family.mean(lambda w: w.caught or 0.0):.0%}"
     return f"{caught}, {wrong}" if misfires else caught
 
@@ -85,15 +80,16 @@ def summary(weights: Iterable[WeightReport]) -> str:
     the weights; where it mostly does not, they have to be declared.
     """
     alive = [w for w in weights if w.effect > 0]
-    invariant = [w for w in alive if w.groups is not None]
-    share = _numel(invariant) / max(_numel(alive), 1)
+    invariant = [w for w in alive if w.granularity is not None]
+    part = sum(w.invariant_numel for w in invariant)
+    share = part / max(sum(w.numel for w in alive), 1)
     fact = f"{len(invariant)} of {len(alive)} weights ({share:.0%} of their elements)"
     if not invariant:
         return f"AdamP is not worth trying: none of {len(alive)} weights is scale-invariant."
     if share < 0.1:
         return f"expect little from AdamP: only {fact} are scale-invariant."
-    caught = sum(w.numel * (w.caught or 0.0) for w in invariant) / _numel(invariant)
-    heads = ", heads as part of the whole only" if any(_is_head(w) for w in invariant) else ""
+    caught = sum(w.invariant_numel * (w.caught or 0.0) for w in invariant) / part
+    heads = ", heads as part of the whole only" if any(map(_has_parts, invariant)) else ""
     if caught >= 0.5:
         return (
             f"AdamP is worth trying: {fact} are scale-invariant, and its test finds {caught:.0%} "
@@ -105,9 +101,5 @@ def summary(weights: Iterable[WeightReport]) -> str:
     )
 
 
-def _is_head(weight: WeightReport) -> bool:
+def _has_parts(weight: WeightReport) -> bool:
     return isinstance(weight.granularity, tuple)
-
-
-def _numel(weights: Iterable[WeightReport]) -> int:
-    return sum(weight.numel for weight in weights)

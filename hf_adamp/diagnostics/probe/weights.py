@@ -6,10 +6,11 @@ import math
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import groupby
 
-__all__ = ["Family", "Granularity", "WeightReport", "families", "granularity_of"]
+__all__ = ["Family", "Granularity", "WeightReport", "families", "granularity_of", "in_words"]
 
-Granularity = str | tuple[str, int] | None
+Granularity = str | tuple[str, int | str | tuple[int, ...]] | None
 
 _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 
@@ -35,6 +36,10 @@ class WeightReport:
         with_bias: The groups if the module's bias is scaled too, where that finds finer ones.
         partial: A number of groups and the share of them that can be scaled, where it is some but
             not all, as in a fused query-key-value weight.
+        sizes: The rows of each group where groups differ in size, or some of them cannot be scaled;
+            of those the number is negative.
+        stack: "out_in" or "in_out" where the weight is a stack of experts, (experts, out, in) or
+            (experts, in, out), and each output of each expert can be scaled.
         like: The weight that was probed in its stead: same module, same shape, another layer.
     """
 
@@ -50,11 +55,29 @@ class WeightReport:
     with_bias: int | None = None
     partial: tuple[int, float] | None = None
     like: str | None = None
+    sizes: tuple[int, ...] | None = None
+    stack: str | None = None
 
     @property
     def granularity(self) -> Granularity:
-        """None, "row", "tensor" or ("head", number of groups)."""
+        """What `scale_invariant` takes: None, "row", "tensor" or a pair.
+
+        The pairs are ("head", number of groups), ("rows", `sizes`) and ("experts", `stack`).
+        """
+        if self.stack is not None:
+            return "experts", self.stack
+        if self.sizes is not None:
+            return "rows", self.sizes
         return granularity_of(self.groups, self.shape[0])
+
+    @property
+    def invariant_numel(self) -> int:
+        """Number of elements that belong to something invariant."""
+        if self.granularity is None:
+            return 0
+        if self.sizes is None:
+            return self.numel
+        return self.numel * sum(rows for rows in self.sizes if rows > 0) // self.shape[0]
 
     @property
     def numel(self) -> int:
@@ -63,21 +86,30 @@ class WeightReport:
 
     @property
     def caught(self) -> float | None:
-        """Share of gradients on which the test chose the right view; None without groups.
+        """Share of gradients on which the test chose a right view; None without groups.
 
         The views know rows and whole weights only: for heads the layer view is the closest that is
-        right, because what is invariant by head is invariant as a whole.
+        right, because what is invariant by head is invariant as a whole. So are both for a stack
+        of experts, whose rows are experts to the test. Where a part is not invariant neither is.
         """
-        if self.groups is None:
+        if self.granularity is None:
             return None
-        return self.channel if self.granularity == "row" else self.layer
+        if self.granularity == "row":
+            return self.channel
+        layer = self.layer if self._is_whole else 0.0
+        return layer if self.stack is None else self.channel + layer
 
     @property
     def misfires(self) -> float:
         """Share of gradients on which the test chose a view that is not invariant."""
-        if self.groups is None:
+        if not self._is_whole:
             return self.channel + self.layer
-        return 0.0 if self.granularity == "row" else self.channel
+        return 0.0 if self.granularity == "row" or self.stack is not None else self.channel
+
+    @property
+    def _is_whole(self) -> bool:
+        """Whether the weight as a whole can be scaled."""
+        return self.invariant_numel == self.numel
 
 
 def granularity_of(groups: int | None, rows: int) -> Granularity:
@@ -87,6 +119,20 @@ def granularity_of(groups: int | None, rows: int) -> Granularity:
     if groups == 1:
         return "tensor"
     return "row" if groups == rows else ("head", groups)
+
+
+def in_words(granularity: Granularity) -> str:
+    """A granularity as tables show it: head (8), rows (512 − 64), experts (out_in)."""
+    if granularity is None or isinstance(granularity, str):
+        return granularity or "–"
+    unit, second = granularity
+    if not isinstance(second, tuple):
+        return f"{unit} ({second})"
+    runs = [(size, len(list(run))) for size, run in groupby(second)]
+    words = [f"{count}×{abs(size)}" if count > 1 else str(abs(size)) for size, count in runs]
+    signs = ["−" if size < 0 else "+" for size, _ in runs]
+    text = " ".join(f"{sign} {word}" for sign, word in zip(signs, words, strict=True))
+    return f"{unit} ({text.removeprefix('+ ')})"
 
 
 @dataclass(frozen=True)

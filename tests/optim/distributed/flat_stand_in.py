@@ -24,6 +24,7 @@ DECLARED = {
     ("head", 5): HEAD,
     ("head_dim", 5): HEAD,
     ("rows", (3, 7)): HEAD,
+    ("rows", (3, -5, 2)): HEAD,
 }
 # Seen in training where nothing is declared: both views, and neither.
 SEEN = {("conv.weight", CHANNEL), ("down.weight", LAYER), ("head.weight", NONE)}

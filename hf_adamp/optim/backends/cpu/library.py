@@ -14,7 +14,7 @@ from ...rules import Coefficients
 __all__ = ["SEGMENT", "Block", "Problem", "Rule", "Task", "has_float16", "load"]
 
 # As in types.h.
-VERSION = 3
+VERSION = 4
 SEGMENT = 32768
 _LONG = ctypes.sizeof(ctypes.c_long)
 

@@ -56,12 +56,14 @@ INLINE int decide_vectors(const struct problem *p, const struct block *b, const 
     int64_t begin = b->first_row;
     int passes = 1;
     for (int64_t v = 0; v < MAXIMUM(b->vectors, 1); v++) {
-        const int64_t rows = b->vectors ? p->vectors[b->first_vector + v] : b->rows;
+        const int64_t entry = b->vectors ? p->vectors[b->first_vector + v] : b->rows;
+        const int64_t rows = entry < 0 ? -entry : entry;
         float t[STATISTICS];
         add_rows(p, begin, begin + rows, t);
         passes = passes && cosine_of(t[DOT], t[GRAD_SQ], t[WEIGHT_SQ], rule->eps) < limit;
+        const float radial = radial_part(t[STEP_DOT], t[WEIGHT_SQ], rule->eps);
         set_shift(p, begin, begin + rows,
-                  radial_part(t[STEP_DOT], t[WEIGHT_SQ], rule->eps) - rule->projected_decay);
+                  entry < 0 ? -rule->decay : radial - rule->projected_decay);
         begin += rows;
     }
     return passes;

@@ -23,7 +23,7 @@
 #define INLINE static inline __attribute__((always_inline))
 
 /* One more with every change of what library.py calls. */
-#define VERSION 3
+#define VERSION 4
 /* The longest stretch worked on at once: a longer row is split, and a weight up to this size is
  * decided on the spot, while its step is still in a buffer of the second cache. */
 #define SEGMENT 32768
@@ -98,7 +98,7 @@ struct problem {
     const struct block *blocks;
     const struct task *tasks;
     const int64_t *order; /* i: measure task i; −1 − i: write task i, some weights later */
-    const int64_t *vectors; /* rows of each declared vector */
+    const int64_t *vectors; /* rows of each declared vector; negative: never projected */
     atomic_long *left;      /* by block: tasks that are to be measured before the decision */
     float *stats;           /* STATISTICS × n_rows */
     int64_t n_rows;
