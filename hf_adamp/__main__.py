@@ -93,7 +93,8 @@ def _reversed(launcher: str) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m hf_adamp",
-        usage="%(prog)s [-h] [--version] [--log FILE] (SCRIPT | -m MODULE) [ARGS ...]\n"
+        usage="%(prog)s [-h] [--version]\n"
+        "       %(prog)s [--log FILE] (SCRIPT | -m MODULE) [ARGS ...]\n"
         "       %(prog)s inspect MODEL [OPTIONS]\n"
         "       %(prog)s plot RUN [RUN ...] [OPTIONS]",
         description="Run a training script with --optim adamp and --optim sgdp known, inspect a "

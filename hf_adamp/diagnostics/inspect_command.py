@@ -1,8 +1,11 @@
 """``python -m hf_adamp inspect MODEL``: is AdamP worth trying on this model?"""
 
 import argparse
+import inspect
 import json
 import sys
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +36,13 @@ def main(argv: list[str]) -> None:
             settings=dict(arguments.set),
             revision=arguments.revision,
             trust_remote_code=arguments.trust_remote_code,
+            inputs=None if arguments.inputs is None else _function(arguments.inputs),
             gradients=arguments.gradients,
             delta=arguments.delta,
             seed=arguments.seed,
+            progress=_shows_progress(),
         )
-    except (ValueError, MemoryError) as error:
+    except (ValueError, TypeError, MemoryError) as error:
         parser.error(str(error))
     print(report.to_json() if arguments.json else report)
     if arguments.plot is not None:
@@ -52,6 +57,48 @@ def _check_picture(parser: argparse.ArgumentParser, path: Path) -> None:
         import matplotlib  # noqa: F401, PLC0415
     except ImportError:
         parser.error("--plot needs matplotlib, which is not installed: pip install hf-adamp[plots]")
+
+
+def _function(text: str) -> Callable[..., Any]:
+    """The function that `module:function` names; the working directory is on the path.
+
+    Raises:
+        ValueError: There is no such module or function.
+    """
+    module, _, name = text.partition(":")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        function: Any = import_module(module)
+        for part in name.split("."):
+            function = getattr(function, part)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"--inputs {text} cannot be found ({error}); it is MODULE:FUNCTION, a function in a "
+            "file MODULE.py here or on PYTHONPATH that returns a batch."
+        ) from error
+
+    def batches(model: Any) -> Any:
+        try:
+            return function(*[model][: len(inspect.signature(function).parameters)])
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise ValueError(f"--inputs {text} failed: {reason}; call it by itself.") from error
+
+    return batches
+
+
+def _shows_progress() -> bool:
+    """Unless Transformers is asked not to (`transformers.logging.disable_progress_bar`)."""
+    shown: bool = import_module("transformers.utils.logging").is_progress_bar_enabled()
+    return shown
+
+
+def _inputs_name(text: str) -> str:
+    module, colon, name = text.partition(":")
+    if not (module and colon and name):
+        raise argparse.ArgumentTypeError(f"{text!r} must be MODULE:FUNCTION, as in batches:one")
+    return text
 
 
 def _setting(text: str) -> tuple[str, Any]:
@@ -89,6 +136,14 @@ def _parser() -> argparse.ArgumentParser:
         type=_setting,
         metavar="KEY=VALUE",
         help="change the config; may be repeated",
+    )
+    parser.add_argument(
+        "--inputs",
+        type=_inputs_name,
+        metavar="MODULE:FUNCTION",
+        help="a function that returns a batch as the training loop has it (a mapping of keyword "
+        "arguments), or a list of batches; it may take the model. Needed where the probe cannot "
+        "make inputs up",
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw a picture")

@@ -86,7 +86,11 @@ def cut_layers(config: Any, whole: nn.Module, build: Callable[[Any], nn.Module])
                 if depth > 1 and alike:
                     places = _shorten(part, depth, list(alike.values()), prefix=prefix)
                     kept |= dict.fromkeys(alike, places)
-        small = build(cut)
+        try:
+            small = build(cut)
+        except ValueError:
+            # What the config says of its layers no longer goes together.
+            continue
         if _has_every_kind(small, lists, kept):
             return Cut(cut, small, kept)
     return Cut(config, whole, {})

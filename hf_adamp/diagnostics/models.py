@@ -33,6 +33,12 @@ _HEADS = (
     "AutoModelForImageClassification",
     "AutoModelForAudioClassification",
     "AutoModel",
+    "AutoModelForImageTextToText",
+    "AutoModelForDepthEstimation",
+    "AutoModelForObjectDetection",
+    "AutoModelForUniversalSegmentation",
+    "AutoModelForSemanticSegmentation",
+    "AutoModelForPreTraining",
 )
 _VOCABULARY = 1024
 # What makes a model large, from what changes its weights' kinds least.
@@ -47,6 +53,7 @@ def inspect_model(
     settings: Mapping[str, Any] | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    inputs: Any = None,
     **options: Any,
 ) -> ProbeReport:
     """Probe a model of Transformers by its name.
@@ -63,10 +70,12 @@ def inspect_model(
         settings: Values to change in the config, by name.
         revision: Of a model on the Hub.
         trust_remote_code: Run the code that comes with the model.
-        options: Of `probe`: `inputs`, `gradients`, `delta`, `seed`.
+        inputs: As in `probe`; or a function that takes the model and returns them.
+        options: Of `probe`: `gradients`, `delta`, `seed`, `progress`.
 
     Raises:
-        ValueError: There is no such model, a setting is unknown, or its input cannot be made up.
+        ValueError: There is no such model, it cannot be built, a setting is unknown, or its input
+            cannot be made up.
         MemoryError: The model needs more memory than is free.
 
     Example:
@@ -81,12 +90,17 @@ def inspect_model(
         config = _with_settings(config, _values_of(name, hub), settings)
     if pretrained:
         model = _model_class(config).from_pretrained(name, config=config, **hub)
-        return probe(model, **options)
+        return probe(model, _inputs_for(model, inputs), **options)
     plan = _plan(config, whole=all_layers)
     torch.manual_seed(options.get("seed", 0))
-    report = probe(_build(plan.config), **options)
+    model = _build(plan.config)
+    report = probe(model, _inputs_for(model, inputs), **options)
     notes = (*report.notes, "The weights are random; the pretrained ones were not loaded.")
     return replace(report, weights=_whole(report, plan), notes=(*notes, *plan.notes))
+
+
+def _inputs_for(model: nn.Module, inputs: Any) -> Any:
+    return inputs(model) if callable(inputs) and not isinstance(inputs, nn.Module) else inputs
 
 
 def load_config(name: str, **hub: Any) -> Any:
@@ -167,7 +181,18 @@ def _model_class(config: Any) -> Any:
 
 def _build(config: Any) -> nn.Module:
     config = copy.deepcopy(config)
-    model: nn.Module = _model_class(config)(config)
+    cls = _model_class(config)
+    try:
+        model: nn.Module = cls(config)
+    except (NotImplementedError, MemoryError):
+        raise
+    except Exception as error:
+        # Some defaults make no model: a value is missing that every checkpoint has.
+        reason = " ".join(str(error).split())[:200].rstrip(".")
+        raise ValueError(
+            f"{cls.__name__} cannot be built from this config ({type(error).__name__}: {reason}); "
+            "set what is missing with --set KEY=VALUE, or give the config.json of a checkpoint."
+        ) from error
     return model
 
 
@@ -189,7 +214,7 @@ class _Plan:
 def _plan(config: Any, *, whole: bool) -> _Plan:
     try:
         model = _on_meta(config)
-    except (RuntimeError, NotImplementedError):
+    except (ValueError, NotImplementedError):
         # Some models compute values while they are built, which nothing on meta has.
         return _Plan(config, None, {}, ())
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}

@@ -1,6 +1,7 @@
 """python -m hf_adamp inspect, and the models behind it: from types, files, folders and the Hub."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -187,8 +188,9 @@ def test_settings_are_read_as_python_writes_them(text, value):
     assert _setting(f"x={text}") == ("x", value)
 
 
-def test_command_prints_table_json_and_picture(config_file, tmp_path, capsys):
+def test_command_prints_table_json_and_picture(config_file, tmp_path, capsys, monkeypatch):
     path = config_file("qwen3", **QWEN)
+    monkeypatch.setenv("COLUMNS", "200")
     main(["inspect", path, "--gradients", "2", "--set", "num_key_value_heads=1"])
     table = capsys.readouterr().out
     assert "model.layers.*.self_attn.k_proj.weight  4      Linear     tensor" in table
@@ -216,6 +218,48 @@ def test_command_refuses_bad_arguments(arguments, message, capsys):
         main(["inspect", *arguments])
     assert exit_.value.code == 2
     assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_command_shows_a_bar_unless_transformers_is_told_not_to(config_file, capsys):
+    path = config_file("qwen3", **QWEN)
+    main(["inspect", path, "--gradients", "2", "--json"])
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["model"] == "Qwen3ForCausalLM"
+    # To its end: every step has been counted.
+    assert re.search(r"probe Qwen3ForCausalLM: .*14/14", printed.err)
+    transformers.logging.disable_progress_bar()
+    try:
+        main(["inspect", path, "--gradients", "2"])
+    finally:
+        transformers.logging.enable_progress_bar()
+    assert "probe Qwen3" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("columns", [80, 100, 200])
+def test_table_fits_the_terminal(config_file, capsys, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    main(["inspect", config_file("deepseek_v3", **DEEPSEEK), "--gradients", "1"])
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= columns
+    # No name is cut, so that it can be copied.
+    name = "model.layers.*.self_attn.kv_a_proj_with_mqa.weight"
+    assert any(line.split()[:1] == [name] for line in lines)
+    # And nothing is lost.
+    whole = " ".join(" ".join(lines).split())
+    for part in ("rows (8 − 4)", "lm_head.weight", "finds it", "others have their results."):
+        assert part in whole
+
+
+@pytest.mark.parametrize("command", [[], ["inspect"], ["plot"]])
+def test_help_fits_the_terminal_and_ends_its_line(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as exit_:
+        main([*command, "--help"])
+    assert exit_.value.code == 0
+    shown = capsys.readouterr().out
+    assert shown.endswith("\n")
+    assert not shown.endswith("\n\n")
+    assert max(map(len, shown.splitlines())) <= 80
 
 
 def test_script_named_inspect_still_runs(tmp_path, monkeypatch, capsys):

@@ -353,7 +353,8 @@ def test_text_that_is_no_report_is_refused(text):
 
 def test_table_folds_equal_layers():
     layers = [nn.Sequential(linear(8, 8), RMSNorm(2)) for _ in range(12)]
-    printed = str(probe(nn.Sequential(*layers, linear(2, 8)), torch.randn(5, 8), gradients=1))
+    report = probe(nn.Sequential(*layers, linear(2, 8)), torch.randn(5, 8), gradients=1)
+    printed = report.to_text()
     lines = [" ".join(line.split()) for line in printed.splitlines()]
     assert any(line.startswith("*.*.weight 12 Linear head (2)") for line in lines)
     assert any(line.startswith("12.weight 1 Linear –") for line in lines)

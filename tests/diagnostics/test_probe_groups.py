@@ -78,7 +78,7 @@ def test_groups_of_unequal_rows_are_found_and_taken(sizes, expected, words):
     report = probe(model, x, gradients=2)
     weight = report.weights["0.proj.weight"]
     assert weight.granularity == expected
-    assert words in str(report).replace("\n", " ")
+    assert words in report.to_text()
     assert weight.invariant_numel == 5 * sum(size for size in sizes if size > 0)
     assert ProbeReport.from_json(report.to_json()) == report
     optimizer = AdamP(get_param_groups(model, 0.0, scale_invariance=report), lr=0.1)
@@ -136,7 +136,7 @@ def test_granularity_of_a_stack_of_experts(order, norm, granularity):
     along = (before * step).sum(dims[granularity]).abs()
     assert (along < 1e-5 * before.norm() * step.norm()).all()
     if granularity == "experts":
-        assert f"experts ({order})" in str(report)
+        assert f"experts ({order})" in report.to_text()
 
 
 def test_experts_without_a_token_do_not_count():

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -18,9 +20,9 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parameter import is_lazy
 
-from hf_adamp.diagnostics.probe.dummy_inputs import dummy_batches
-from hf_adamp.diagnostics.probe.evaluation import Batch, Subject
-from hf_adamp.diagnostics.probe.examination import examine
+from hf_adamp.diagnostics.probe.dummy_inputs import dummy_batches, explain
+from hf_adamp.diagnostics.probe.evaluation import Batch, Subject, UnreadableError
+from hf_adamp.diagnostics.probe.examination import Examined, examine, steps_of
 from hf_adamp.diagnostics.probe.probe_report import ProbeReport
 from hf_adamp.diagnostics.probe.sandbox import in_float64
 from hf_adamp.diagnostics.probe.weights import Granularity, WeightReport
@@ -36,21 +38,16 @@ def probe(
     gradients: int = 8,
     delta: float = 0.1,
     seed: int = 0,
+    progress: bool = False,
 ) -> ProbeReport:
     """Find the weights that can be scaled without changing what the model computes.
 
     Every trainable weight with two dimensions or more is scaled: each row by a factor of its own,
-    then equal groups of rows (heads), then all rows together; the finest scaling that leaves the
-    output unchanged is the weight's granularity. Names and classes of modules play no part.
-
-    The model runs in float64, with normalization by the batch as in training and dropout off.
-    The eps of its norms, which makes no scaling quite exact, is taken away for the verdict and put
-    back to measure how exact it is. Parameters that are still constant (biases of 0, gains of 1)
-    count as if training had moved them. Nothing of this stays in the model: weights, gradients,
-    buffers, mode and random number generators are as they were found.
-
-    Needs memory for a float64 copy of the model and for two of its largest weight, 12 forward and
-    backward passes, and a forward pass for each invariant weight.
+    groups of rows (heads), all rows together; the finest scaling that leaves the output unchanged
+    is the weight's granularity. The model runs in float64 and is left as it was found; see
+    docs/which-models.md for how it decides. Needs memory for a float64 copy of the model and for
+    two of its largest weight, 13 forward and backward passes, and a forward pass for each
+    invariant weight.
 
     Args:
         model: The model, on one device, before any wrapper shards it.
@@ -61,11 +58,13 @@ def probe(
             >= 1. Where the model returns a loss, no more than there are batches.
         delta: `delta` of that test; > 0.
         seed: Of the random scales, readings and inputs.
+        progress: Whether to show a progress bar, which needs tqdm. Default: False.
 
     Raises:
         TypeError: `model` is no module, or `inputs` is no batch.
         ValueError: A number is out of range, no weight can be probed, the model's output has no
-            floating-point tensor or is not finite, or `inputs` is missing and cannot be made up.
+            floating-point tensor, is not finite or depends on no weight, or `inputs` is missing
+            and cannot be made up.
         RuntimeError: A weight is sharded, or has no storage (meta device).
 
     Example:
@@ -77,30 +76,70 @@ def probe(
     """
     started = time.perf_counter()
     names = _weights(model)
+    _check_numbers(gradients, delta)
+    generator = torch.Generator("cpu").manual_seed(seed)
+    ways = dummy_batches(model, gradients, seed) if inputs is None else [_batches(inputs)]
+    with _bar(model, steps_of(names, gradients), shown=progress) as advance:
+        run = partial(_examine, model, names, gradients, delta, generator, advance)
+        examined = run(*ways) if inputs is not None else _first_that_runs(model, ways, run)
+    weights = {
+        name: WeightReport(name, _module(model, name), **entry)
+        for name, entry in examined.weights.items()
+    }
+    seconds = time.perf_counter() - started
+    name, count = type(model).__name__, examined.gradients
+    return ProbeReport(
+        name, weights, count, delta, seconds, examined.notes, certain=examined.certain
+    )
+
+
+def _examine(
+    model: nn.Module,
+    names: list[str],
+    gradients: int,
+    delta: float,
+    generator: torch.Generator,
+    advance: Callable[[], object],
+    batches: list[Any],
+) -> Examined:
+    with _plain_torch(model), in_float64(model, batches, generator) as sandbox:
+        return examine(Subject(sandbox, generator), names, gradients, delta, generator, advance)
+
+
+def _first_that_runs(
+    model: nn.Module, ways: Iterable[list[Any]], run: Callable[[list[Any]], Examined]
+) -> Examined:
+    """Examine on inputs that were made up, in the first way that the model takes."""
+    failures: list[Exception] = []
+    for batches in ways:
+        try:
+            return run(batches)
+        except MemoryError:
+            raise
+        except Exception as error:
+            is_ours = isinstance(error, UnreadableError)
+            failures.append(error if is_ours else explain(model, batches, error))
+            failures[-1].__cause__ = None if is_ours else error
+    raise failures[0]
+
+
+def _check_numbers(gradients: Any, delta: float) -> None:
     if isinstance(gradients, bool) or not isinstance(gradients, int) or gradients < 1:
         raise ValueError(f"gradients={gradients!r} must be an integer >= 1.")
     if not (math.isfinite(delta) and delta > 0):
         raise ValueError(f"delta={delta} must be finite and > 0.")
-    batches: list[Any] = (
-        dummy_batches(model, gradients, seed) if inputs is None else _batches(inputs)
-    )
-    generator = torch.Generator("cpu").manual_seed(seed)
-    try:
-        with _plain_torch(model), in_float64(model, batches, generator) as sandbox:
-            found, drawn = examine(Subject(sandbox, generator), names, gradients, delta, generator)
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
-        if inputs is not None:
-            raise
-        shapes = ", ".join(f"{name}: {tuple(t.shape)}" for name, t in batches[0].items())
-        raise ValueError(
-            f"{type(model).__name__} does not run on the inputs made up for it ({shapes}): "
-            f"{type(error).__name__}: {error}; pass inputs=, a batch as your training loop has it."
-        ) from error
-    weights = {
-        name: WeightReport(name, _module(model, name), **entry) for name, entry in found.items()
-    }
-    seconds = time.perf_counter() - started
-    return ProbeReport(type(model).__name__, weights, drawn, delta, seconds)
+
+
+@contextmanager
+def _bar(model: nn.Module, steps: int, *, shown: bool) -> Iterator[Callable[[], object]]:
+    """What counts a step, on a progress bar if one is shown."""
+    if not shown:
+        yield lambda: None
+        return
+    # What Transformers brings along; without a bar the probe needs torch only.
+    tqdm = import_module("tqdm.auto").tqdm
+    with tqdm(total=steps, desc=f"probe {type(model).__name__}", leave=False) as bar:
+        yield bar.update
 
 
 @contextmanager

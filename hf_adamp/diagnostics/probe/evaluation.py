@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from hf_adamp.diagnostics.probe.folding import foldings, row_dots, row_squares, spread
-from hf_adamp.diagnostics.probe.sandbox import Precise, Sandbox
+from hf_adamp.diagnostics.probe.sandbox import FURTHER, SHRINK, Precise, Sandbox
 
-__all__ = ["Batch", "Gradients", "Scaling", "Subject", "relative_change"]
+__all__ = ["Batch", "Gradients", "Scaling", "Subject", "UnreadableError", "relative_change"]
 
 Batch = Mapping[str, Any] | tuple[Any, ...] | Tensor
 # A parameter's name, and how its rows are told.
 Part = tuple[str, str]
 
+# A change of the output that does not matter.
+_SETTLED = 1e-6
 # What Transformers' models return beside their result: stations on the way to it.
 _STATIONS = {
     "attentions",
@@ -35,6 +38,10 @@ _STATIONS = {
     "text_model_output",
     "vision_model_output",
 }
+
+
+class UnreadableError(ValueError):
+    """A model whose result says nothing of its weights."""
 
 
 class Scaling(NamedTuple):
@@ -61,7 +68,9 @@ class Subject:
 
     def __init__(self, sandbox: Sandbox, generator: torch.Generator) -> None:
         self._sandbox = sandbox
+        self.name = type(sandbox.model).__name__
         self.copies = sandbox.copies
+        self.enlarged = sandbox.enlarged
         # |w|² of every row.
         self.squares = {
             (name, folding): row_squares(copy.detach(), folding)
@@ -69,6 +78,32 @@ class Subject:
             for folding in foldings(copy.shape)
         }
         self._generator = generator
+        self._extra: dict[str, Any] = {}
+
+    def settle(self) -> None:
+        """Find a way to run the model on its batches, or raise what the last one raises.
+
+        Some models train on a batch that they cannot be evaluated on: with labels, evaluation fills
+        a cache of keys and values that does not fit them, or asks for other arguments.
+        """
+        for prepare in (self._without_cache, self._sandbox.train):
+            try:
+                self._run_first()
+            except Exception:
+                prepare()
+            else:
+                return
+        self._run_first()
+
+    def _without_cache(self) -> None:
+        batch = self._sandbox.batches[0]
+        accepts = inspect.signature(self._sandbox.model.forward).parameters
+        if isinstance(batch, Mapping) and "use_cache" in accepts and "use_cache" not in batch:
+            self._extra = {"use_cache": False}
+
+    def _run_first(self) -> None:
+        with torch.no_grad():
+            self._forward(0, shrink_eps=False)
 
     def outputs(
         self, *, shrink_eps: bool, scaled: Mapping[str, Scaling] | None = None
@@ -80,16 +115,24 @@ class Subject:
             scaled: Names of parameters, and a factor for each of their rows.
 
         Raises:
-            ValueError: There are none, or one is not finite.
+            UnreadableError: There are none, or one is not finite.
         """
         with torch.no_grad():
             results = _results(self._forward(0, shrink_eps=shrink_eps, scaled=scaled or {}))
-        name = type(self._sandbox.model).__name__
         if not any(result.numel() for result in results):
-            raise ValueError(f"{name} returned no floating-point tensor for inputs.")
+            raise UnreadableError(f"{self.name} returned no floating-point tensor for inputs.")
         if not all(bool(result.isfinite().all()) for result in results):
-            raise ValueError(f"{name}'s output is not finite for inputs; pass other ones.")
+            raise UnreadableError(
+                f"{self.name}'s output is not finite for inputs; pass other ones."
+            )
         return results
+
+    def eps_decides(self, precise: list[Tensor]) -> bool:
+        """Whether values are so small that what is left of the norms' eps still counts."""
+        with torch.no_grad():
+            further = _results(self._forward(0, shrink_eps=True, shrink=FURTHER))
+        # A change that is not a number is one.
+        return not relative_change(precise, further) < _SETTLED
 
     def reading_gradients(self, draws: int, *, shrink_eps: bool) -> list[Gradients]:
         """Gradients of random linear readings of the first batch's result.
@@ -99,19 +142,22 @@ class Subject:
         results = _results(self._forward(0, shrink_eps=shrink_eps))
         return [self._backward(self._read(results), keep=True) for _ in range(draws)]
 
-    def loss_gradients(self, draws: int) -> list[Gradients]:
+    def loss_gradients(self, draws: int) -> Iterator[Gradients]:
         """Gradients as in training: of the loss where the model returns one, else of readings."""
-        gradients = []
         for draw in range(draws):
             output = self._forward(draw % len(self._sandbox.batches), shrink_eps=False)
             loss = _loss(output)
             if loss is not None and draw >= len(self._sandbox.batches):
-                break
-            gradients.append(self._backward(self._read(_results(output)) if loss is None else loss))
-        return gradients
+                return
+            yield self._backward(self._read(_results(output)) if loss is None else loss)
 
     def _forward(
-        self, index: int, *, shrink_eps: bool, scaled: Mapping[str, Scaling] | None = None
+        self,
+        index: int,
+        *,
+        shrink_eps: bool,
+        scaled: Mapping[str, Scaling] | None = None,
+        shrink: float = SHRINK,
     ) -> Any:
         self._sandbox.reset()
         with torch.no_grad():
@@ -119,9 +165,9 @@ class Subject:
                 copy = self.copies[name]
                 copy.mul_(spread(factors.to(copy.device), copy.shape, folding))
         model, batch = self._sandbox.model, self._sandbox.batches[index]
-        with Precise(shrink_eps=shrink_eps):
+        with Precise(shrink_eps=shrink_eps, shrink=shrink):
             if isinstance(batch, Mapping):
-                return model(**batch)
+                return model(**batch, **self._extra)
             return model(*batch) if isinstance(batch, tuple) else model(batch)
 
     def _read(self, results: list[Tensor]) -> Tensor:

@@ -2,24 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hf_adamp.diagnostics.probe.evaluation import Gradients, Subject
+from hf_adamp.diagnostics.probe.evaluation import Gradients, Subject, UnreadableError
 from hf_adamp.diagnostics.probe.folding import ROWS, Grouping
 from hf_adamp.diagnostics.probe.scaling import Finding, Screen, confirm, find
 from hf_adamp.optim.layout import Extent, Layout
 from hf_adamp.optim.projection import View, choose_views, total
 
-__all__ = ["examine"]
+__all__ = ["Examined", "examine", "steps_of"]
 
 # Gradients that screen the groupings: random readings of the output.
 _READINGS = 3
 # AdamP's default, which keeps the norms of zero rows off zero in its test.
 _EPS = 1e-8
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What an examination found.
+
+    Attributes:
+        weights: The fields of each weight's `WeightReport`.
+        gradients: How many gradients the loss gave.
+        notes: What the reader should know of how it was done, a sentence each.
+        certain: Whether all values were large enough to be measured.
+    """
+
+    weights: dict[str, dict[str, Any]]
+    gradients: int
+    notes: tuple[str, ...]
+    certain: bool
+
+
+def steps_of(names: Sequence[str], gradients: int) -> int:
+    """How many steps an examination has: three that serve all weights, gradients, and weights."""
+    return 3 + gradients + len(names)
 
 
 def examine(
@@ -28,19 +51,25 @@ def examine(
     gradients: int,
     delta: float,
     generator: torch.Generator,
-) -> tuple[dict[str, dict[str, Any]], int]:
-    """Return for each of `names` the fields of its `WeightReport`, and the number of gradients."""
+    advance: Callable[[], object],
+) -> Examined:
+    """Examine the weights of these names; `advance` is called after each of `steps_of` steps."""
+    subject.settle()
     precise = subject.outputs(shrink_eps=True)
     plain = subject.outputs(shrink_eps=False)
+    certain = not subject.eps_decides(precise)
+    advance()
     readings = subject.reading_gradients(_READINGS, shrink_eps=True)
-    drawn = subject.loss_gradients(gradients)
-    views: dict[str, list[int]] = {name: [] for name in names}
-    for gradient in drawn:
-        for name, view in zip(names, _views(subject, names, gradient, delta), strict=True):
-            views[name].append(view)
+    advance()
+    drawn = []
+    for gradient in subject.loss_gradients(gradients):
+        drawn.append(gradient)
+        advance()
+    views = [_views(subject, names, gradient, delta) for gradient in drawn]
     confirmed = confirm(subject, names, readings, precise, generator)
+    advance()
     found = {}
-    for name in names:
+    for name, chosen in zip(names, zip(*views, strict=True), strict=True):
         finding = find(subject, [name], readings, precise, plain, generator, confirmed=confirmed)
         found[name] = {
             "shape": tuple(subject.copies[name].shape),
@@ -48,12 +77,36 @@ def examine(
             "change": finding.change,
             "effect": finding.effect,
             "cosine": _cosine(subject, name, finding, drawn),
-            "channel": views[name].count(View.CHANNEL) / len(drawn),
-            "layer": views[name].count(View.LAYER) / len(drawn),
+            "channel": chosen.count(View.CHANNEL) / len(drawn),
+            "layer": chosen.count(View.LAYER) / len(drawn),
             "with_bias": _with_bias(subject, name, finding, readings, precise, plain, generator),
             "partial": finding.partial,
         }
-    return found, len(drawn)
+        advance()
+    if not any(entry["effect"] for entry in found.values()):
+        raise UnreadableError(
+            f"no weight of {subject.name} has an effect on its output, so nothing can be told of "
+            "them; pass inputs= whose output depends on them."
+        )
+    return Examined(found, len(drawn), _notes(subject, certain=certain), certain)
+
+
+def _notes(subject: Subject, *, certain: bool) -> tuple[str, ...]:
+    """What makes the verdicts less than certain."""
+    notes = []
+    if enlarged := subject.enlarged:
+        notes.append(
+            f"{len(enlarged)} weights ({enlarged[0]}, …) are initialised too small for anything to "
+            "be measured (below 1e-5); they were made larger, so effects and cosines are those of "
+            "larger weights."
+        )
+    if not certain:
+        notes.append(
+            "It cannot be told for certain: values in this model are so small, with these weights "
+            "and inputs, that the eps of a norm (or another small constant) decides its output. "
+            "Probe trained weights (--pretrained), or inputs of their usual size."
+        )
+    return tuple(notes)
 
 
 def _groups(grouping: Grouping | None) -> dict[str, Any]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from hf_adamp.diagnostics.probe.picture import draw
-from hf_adamp.diagnostics.probe.table import legend, summary, table
+from hf_adamp.diagnostics.probe.table import legend, summary, table, wrapped
 from hf_adamp.diagnostics.probe.weights import Granularity, WeightReport
 
 __all__ = ["ProbeReport"]
@@ -28,6 +29,7 @@ class ProbeReport:
         delta: AdamP's delta in its test.
         seconds: What the probe took.
         notes: What was left out or made up, a sentence each.
+        certain: Whether all values in the model were large enough to be measured.
     """
 
     model: str
@@ -36,6 +38,7 @@ class ProbeReport:
     delta: float
     seconds: float
     notes: tuple[str, ...] = field(default=())
+    certain: bool = True
 
     @property
     def granularities(self) -> dict[str, Granularity]:
@@ -45,13 +48,25 @@ class ProbeReport:
     @property
     def summary(self) -> str:
         """One sentence: whether AdamP is worth trying on this model."""
-        return summary(self.weights.values())
+        found = summary(self.weights.values())
+        return found if self.certain else f"it cannot be told for certain, but {found}"
 
     def __str__(self) -> str:
+        return self.to_text(shutil.get_terminal_size().columns)
+
+    def to_text(self, width: int | None = None) -> str:
+        """The table and the sentence; `print(report)` makes them as wide as the terminal.
+
+        Args:
+            width: Columns to fit into; None, the default, gives each family of weights one line,
+                however long.
+        """
         drawn = f"{self.gradients} gradients, delta {self.delta:g}"
         test = f"AdamP's test: over {drawn}; probed in {self.seconds:.1f} s"
-        parts = [f"{self.model}: {self.summary}", table(self.weights.values())]
-        return "\n\n".join([*parts, f"{legend()}\n{test}", *self.notes])
+        texts = [f"{self.model}: {self.summary}", test, *self.notes]
+        first, test, *notes = (wrapped(text, width) for text in texts)
+        parts = [first, table(self.weights.values(), width), f"{legend(width)}\n{test}", *notes]
+        return "\n\n".join(parts)
 
     def plot(self, output: str | Path) -> Path:
         """Draw which part of the model is invariant, and at which granularity.

@@ -19,14 +19,19 @@ from torch.overrides import TorchFunctionMode
 
 from hf_adamp.diagnostics.probe.state import State, cached_functions
 
-__all__ = ["Precise", "Sandbox", "in_float64"]
+__all__ = ["FURTHER", "SHRINK", "Precise", "Sandbox", "in_float64"]
 
 # Every norm's eps lies below, and nothing else that a model adds as a plain number of this size
 # is meant to change what it computes.
 _LARGEST_EPS = 0.01
-_SHRINK = 1e-18
+SHRINK = 1e-18
+# Where this makes another output, eps was not small beside what it is added to.
+FURTHER = 1e-20
 _NORMS = {"layer_norm", "rms_norm", "group_norm", "batch_norm", "instance_norm"}
 _ADDITIONS = {"add", "add_"}
+# Weights with a root mean square below are as good as 0: SAM's initialiser has a standard deviation
+# of 1e-10, and what is left of a signal behind two of them is smaller than any norm's eps.
+_TINY = 1e-5
 _LOWER = {torch.float32, torch.bfloat16, torch.float16}
 _CASTS = {"float", "half", "bfloat16"}
 _GROUPED = {"grouped_mm", "_grouped_mm"}
@@ -40,9 +45,10 @@ class Precise(TorchFunctionMode):
     added to a tensor. What is scale-invariant but for an eps is then so to rounding.
     """
 
-    def __init__(self, *, shrink_eps: bool) -> None:
+    def __init__(self, *, shrink_eps: bool, shrink: float = SHRINK) -> None:
         super().__init__()
         self._shrinks = _NORMS | _ADDITIONS if shrink_eps else set()
+        self._shrink = shrink
 
     def __torch_function__(
         self,
@@ -56,8 +62,13 @@ class Precise(TorchFunctionMode):
             return args[0].to(torch.float64) if args[0].is_floating_point() else args[0].double()
         if name in _GROUPED and _is_grouped(*args, **(kwargs or {})):
             return _grouped_product(*args, **(kwargs or {}))
-        change = _shrunk if name in self._shrinks else _widened
+        change = self._shrunk if name in self._shrinks else _widened
         return func(*map(change, args), **{k: change(v) for k, v in (kwargs or {}).items()})
+
+    def _shrunk(self, value: Any) -> Any:
+        if isinstance(value, float) and 0 < value <= _LARGEST_EPS:
+            return value * self._shrink
+        return _widened(value)
 
 
 def _is_grouped(rows: Tensor, weights: Tensor, offs: Tensor | None = None, **_: Any) -> bool:
@@ -76,12 +87,6 @@ def _widened(value: Any) -> Any:
     return torch.float64 if isinstance(value, torch.dtype) and value in _LOWER else value
 
 
-def _shrunk(value: Any) -> Any:
-    if isinstance(value, float) and 0 < value <= _LARGEST_EPS:
-        return value * _SHRINK
-    return _widened(value)
-
-
 class Sandbox:
     """A model and its batches in float64, for as long as `in_float64` lasts.
 
@@ -90,6 +95,7 @@ class Sandbox:
         copies: Its parameters by the names of `named_parameters()`, without the repetitions of
             tied ones.
         batches: What it is run on, in float64.
+        enlarged: The names of parameters that were too small to measure, and are larger here.
     """
 
     def __init__(
@@ -103,6 +109,7 @@ class Sandbox:
         self.batches = batches
         self.copies = copies
         self._doubles = doubles
+        self.enlarged = [name for name, copy in copies.items() if id(copy) in doubles.enlarged]
         self._state = State(model, batches)
         modules = [item for item in self._state.objects if isinstance(item, nn.Module)]
         self._caches = cached_functions(modules)
@@ -127,6 +134,15 @@ class Sandbox:
         random.seed(0)
         if "numpy" in sys.modules:
             sys.modules["numpy"].random.seed(0)
+
+    def train(self) -> None:
+        """Run as in training from now on, dropout included; `reset` repeats what it drops.
+
+        For models that cannot be evaluated on a training batch.
+        """
+        self.reset()
+        self.model.train()
+        self._state = State(self.model, self.batches)
 
     def close(self) -> None:
         """Forget what functions remember of the copies."""
@@ -207,6 +223,8 @@ class _Doubles:
     def __init__(self, generator: torch.Generator) -> None:
         self._generator = generator
         self._found: dict[int, _Double] = {}
+        # The copies that have other sizes than their originals, by their identity.
+        self.enlarged: set[int] = set()
 
     @property
     def copies(self) -> list[Tensor]:
@@ -216,11 +234,15 @@ class _Doubles:
     def parameter(self, original: nn.Parameter) -> nn.Parameter:
         """The copy of a parameter, moved if it is constant."""
         if id(original) not in self._found:
-            values = _copy(original, self._generator)
-            moved = values is not None
+            values = _moved(original, self._generator)
+            larger = _enlarged(original) if values is None else None
+            moved = values is not None or larger is not None
             if values is None:
-                values = original.detach().to(torch.float64, copy=True).contiguous()
+                values = larger if larger is not None else original.detach()
+                values = values.to(torch.float64, copy=True).contiguous()
             copy = nn.Parameter(values, requires_grad=True)
+            if larger is not None:
+                self.enlarged.add(id(copy))
             # Marks that an author put on the parameter.
             copy.__dict__.update(original.__dict__)
             source = values.clone() if moved else original.detach()
@@ -248,7 +270,21 @@ class _Doubles:
                     double.version = double.copy._version
 
 
-def _copy(parameter: Tensor, generator: torch.Generator) -> Tensor | None:
+def _enlarged(parameter: Tensor) -> Tensor | None:
+    """A parameter too small to measure, of the size that an initialiser gives; None for others.
+
+    Most of its elements are small alike; one that is zero but for a few was made so.
+    """
+    values = parameter.detach().to(torch.float64)
+    size = float(values.square().mean().sqrt()) if values.numel() > 1 else 1.0
+    if not 0 < size < _TINY or float((values.abs() > size / 10).double().mean()) < 0.5:
+        return None
+    columns = values.numel() // values.shape[0] if values.ndim > 1 else 100
+    larger: Tensor = values / (size * columns**0.5)
+    return larger
+
+
+def _moved(parameter: Tensor, generator: torch.Generator) -> Tensor | None:
     """A constant parameter in float64, moved at random; None for one that is not constant."""
     first = parameter.detach().flatten()[:1]
     if parameter.numel() < 2 or bool((parameter.detach() != first).any()):

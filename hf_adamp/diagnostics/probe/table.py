@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Sequence
+from itertools import zip_longest
 
 from hf_adamp.diagnostics.probe.weights import (
     Family,
@@ -12,26 +14,50 @@ from hf_adamp.diagnostics.probe.weights import (
     in_words,
 )
 
-__all__ = ["legend", "summary", "table"]
+__all__ = ["legend", "summary", "table", "wrapped"]
 
 _HEADINGS = ("weight", "count", "module", "invariant", "change", "effect", "cosine", "AdamP's test")
-_LEGEND = """\
-invariant  the parts that can each be scaled without changing the output: rows, groups of rows
-           (heads; or groups of the sizes given, "−" before what cannot be scaled), outputs of
-           experts, or the tensor as a whole; "+bias" if the bias is scaled with them
-change     of the output, relative, when they are scaled by 0.5, 1 and 2; the norms' eps causes it
-effect     of a random change as large as the weight, to compare with
-cosine     |g·w| / (|g||w|), the largest over parts and gradients"""
+_LEGEND = {
+    "invariant": "the parts that can each be scaled without changing the output: rows, groups of "
+    "rows (heads; or groups of the sizes given, with − before what cannot be scaled), outputs of "
+    "experts, or the tensor as a whole; +bias if the bias is scaled with them",
+    "change": "of the output, relative, when they are scaled by 0.5, 1 and 2, for which the norms' "
+    "eps is the reason",
+    "effect": "of a random change as large as the weight, to compare with",
+    "cosine": "|g·w| / (|g||w|), the largest over parts and gradients",
+}
+_INDENT = 11
+# What a column of words is not made narrower than.
+_NARROWEST = 8
 
 
-def table(weights: Iterable[WeightReport]) -> str:
-    """One line for each family of weights."""
-    return _aligned([_HEADINGS, *(_cells(family) for family in families(weights))])
+def table(weights: Iterable[WeightReport], width: int | None = None) -> str:
+    """A line for each family of weights; where that is too wide, its name above its numbers.
+
+    Args:
+        weights: The weights.
+        width: Columns that there are; None for as many as it takes.
+    """
+    lines = [_HEADINGS, *(_cells(family) for family in families(weights))]
+    whole = _aligned(lines)
+    is_narrow = width is not None and max(map(len, whole.splitlines())) > width
+    return _stacked(lines, width) if is_narrow and width is not None else whole
 
 
-def legend() -> str:
+def legend(width: int | None = None) -> str:
     """What the columns of the table say."""
-    return _LEGEND
+    if width is None:
+        return "\n".join(f"{word:<{_INDENT}}{meaning}" for word, meaning in _LEGEND.items())
+    return "\n".join(
+        wrapped(f"{word:<{_INDENT}}{meaning}", width, _INDENT) for word, meaning in _LEGEND.items()
+    )
+
+
+def wrapped(text: str, width: int | None, indent: int = 0) -> str:
+    """A text in lines of at most this width, all but the first indented."""
+    if width is None:
+        return text
+    return textwrap.fill(text, max(width, 2 * indent), subsequent_indent=" " * indent)
 
 
 def _cells(family: Family) -> tuple[str, ...]:
@@ -58,7 +84,8 @@ def _verdict(weight: WeightReport) -> str:
 def _test(family: Family) -> str:
     misfires = family.mean(lambda w: w.misfires)
     wrong = f"misfires {misfires:.0%}"
-    if family.first.granularity is None:
+    if family.first.invariant_numel < family.first.numel:
+        # Neither view is right where nothing, or a part only, is invariant.
         return wrong if misfires else "–"
     found = "finds the whole" if _has_parts(family.first) else "finds it"
     caught = f"{found} {family.mean(lambda w: w.caught or 0.0):.0%}"
@@ -71,6 +98,33 @@ def _aligned(lines: Sequence[Sequence[str]]) -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in lines
     )
+
+
+def _stacked(lines: Sequence[Sequence[str]], width: int) -> str:
+    """The table with each name on a line of its own, and cells that are too wide in several."""
+    columns = list(zip(*(cells[1:] for cells in lines), strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    # Words can be wrapped, numbers cannot.
+    wordy = [i for i, column in enumerate(columns) if not all(map(_is_number, column[1:]))]
+    while wordy and 2 + sum(widths) + 2 * (len(widths) - 1) > width:
+        widest = max(wordy, key=widths.__getitem__)
+        if widths[widest] <= _NARROWEST:
+            break
+        widths[widest] -= 1
+    printed = []
+    for name, *cells in lines:
+        printed += textwrap.wrap(name, width, break_on_hyphens=False)
+        parts = [
+            textwrap.wrap(cell, size) or [""] for cell, size in zip(cells, widths, strict=True)
+        ]
+        for row in zip_longest(*parts, fillvalue=""):
+            line = "  ".join(part.ljust(size) for part, size in zip(row, widths, strict=True))
+            printed.append(f"  {line}".rstrip())
+    return "\n".join(printed)
+
+
+def _is_number(cell: str) -> bool:
+    return not cell or cell[0].isdigit()
 
 
 def summary(weights: Iterable[WeightReport]) -> str:
