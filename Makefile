@@ -10,15 +10,16 @@ INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt --e
 # Without what they ask for: of tinysoundfont, which renders the music of the audio recipe, only the
 # player needs pyaudio, which has to be compiled against a sound library; torchattacks, the strong
 # attacks of adversarial training, uses neither the torchvision nor the old requests that it names;
-# arcade is there for its sprites, not for the old Pillow that it names.
+# arcade is there for its sprites, not for the old Pillow that it names; QtAwesome for its fonts, not
+# for Qt.
 WITHOUT_DEPENDENCIES := $(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps \
-    tinysoundfont torchattacks arcade
+    tinysoundfont torchattacks arcade QtAwesome
 
 # Two processes share the cores, so each gets one thread. Tests never reach for a hub.
 PYTEST  := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo paper-images test test-fast test-vision test-deepspeed sanitize lint format bench docs clean demo-adversarial demo-audio demo-detection demo-rebias demo-transformer-xl paper compare-transformer-xl
+.PHONY: help demo paper-images test test-fast test-vision test-deepspeed sanitize lint format bench docs clean demo-adversarial demo-audio demo-detection demo-rebias demo-retrieval demo-transformer-xl paper compare-transformer-xl
 
 help: ## list the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-22s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -113,6 +114,9 @@ demo-detection: $(VENV)/.recipes ## AdamW and AdamP with CenterNet on scenes of 
 
 demo-rebias: $(VENV)/.recipes ## Adam, AdamW and AdamP in ReBias's two-player game, on biased digits
 	PATH="$(abspath $(BIN)):$$PATH" bash recipes/rebias/launch/demo.sh
+
+demo-retrieval: $(VENV)/.recipes ## AdamW and AdamP with Proxy-Anchor on icons, BatchNorm live and frozen
+	PATH="$(abspath $(BIN)):$$PATH" bash recipes/image_retrieval/launch/demo.sh
 
 clean: ## remove the virtual environment, runs and caches
 	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

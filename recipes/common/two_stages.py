@@ -18,9 +18,12 @@ from .tables import format_cell, format_table
 __all__ = ["chosen_rate", "final_runs", "run_stages", "search_table"]
 
 
-def chosen_rate(results: Sequence[Result], arm: str, measure: str) -> float:
-    """Return the learning rate with the best mean of a measure among an arm's searched ones."""
-    rate: float = choose(results, arm, measure, among={"stage": "search"})["lr"]
+def chosen_rate(results: Sequence[Result], arm: str, measure: str, **setting: object) -> float:
+    """Return the learning rate with the best mean of a measure among an arm's searched ones.
+
+    `setting` leaves only some of them, where more than the rate differs.
+    """
+    rate: float = choose(results, arm, measure, among={"stage": "search", **setting})["lr"]
     return rate
 
 
@@ -30,16 +33,25 @@ def final_runs(results: Sequence[Result], arm: str, **setting: object) -> list[R
 
 
 def search_table(
-    results: Sequence[Result], arms: Sequence[str], rates: Sequence[float], measure: str, title: str
+    results: Sequence[Result],
+    arms: Sequence[str],
+    rates: Sequence[float],
+    measure: str,
+    title: str,
+    **setting: object,
 ) -> str:
-    """Return a table of what the rates were chosen by, in percent, the best of each arm bold."""
+    """Return a table of what the rates were chosen by, in percent, the best of each arm bold.
+
+    `setting` leaves only some of the runs, where more than the rate differs.
+    """
     rows = []
     for arm in arms:
         cells = []
         for rate in rates:
-            runs = select(results, arm, {"stage": "search", "lr": rate})
+            runs = select(results, arm, {"stage": "search", "lr": rate, **setting})
             cell = format_cell([100 * run.measures[measure] for run in runs], 1)
-            cells.append(f"**{cell}**" if rate == chosen_rate(results, arm, measure) else cell)
+            best = rate == chosen_rate(results, arm, measure, **setting)
+            cells.append(f"**{cell}**" if best else cell)
         rows.append([ARMS[arm], *cells])
     return format_table([title, *(f"rate {rate:g}" for rate in rates)], rows)
 
