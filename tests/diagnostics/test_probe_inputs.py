@@ -135,13 +135,14 @@ def test_values_that_eps_swallows_are_told():
     assert not probe(model, torch.randn(9, 6), gradients=1).notes
 
 
-def test_output_that_depends_on_nothing_is_refused():
+def test_output_that_depends_on_nothing_tells_nothing():
     class Constant(nn.Linear):
         def forward(self, x):
             return super().forward(x) * 0 + 1
 
-    with pytest.raises(ValueError, match="no weight of Constant has an effect on its output"):
-        probe(Constant(6, 8), torch.randn(9, 6))
+    report = probe(Constant(6, 8), torch.randn(9, 6), gradients=1)
+    assert report.summary.startswith("nothing can be told: no weight has an effect on the output")
+    assert report.granularities == {"weight": None}
 
 
 TEXT = {**WIDE, "projection_dim": 8, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}
@@ -339,6 +340,28 @@ def test_layers_that_cannot_be_cut_are_all_probed(monkeypatch):
     monkeypatch.setattr(models, "_build", build)
     plan = models._plan(config, whole=False)
     assert plan.config.num_hidden_layers == 4
+
+
+@pytest.mark.parametrize(
+    ("taken", "config", "message"),
+    [
+        ("pixel_values", transformers.ViTConfig(**VISION), None),
+        ("input_features", transformers.ViTConfig(**VISION), "takes input_features, which the"),
+        ("hidden", transformers.ViTConfig(**VISION), "takes hidden, which the"),
+    ],
+)
+def test_main_input_is_one_that_forward_takes(taken, config, message):
+    """Some towers of models keep the name `input_ids` and take something else."""
+    space: dict = {}
+    exec(f"def forward(self, {taken}): return self.body({taken}.flatten(1)[:, :6])", space)
+    body = {"main_input_name": "input_ids", "forward": space["forward"]}
+    model = type("Tower", (nn.Module,), body)()
+    model.config, model.body = config, linear()
+    if message is None:
+        assert probe(model, gradients=1).granularities == {"body.weight": None}
+        return
+    with pytest.raises(ValueError, match=message):
+        probe(model)
 
 
 def test_every_way_is_tried_and_the_first_failure_told(monkeypatch):

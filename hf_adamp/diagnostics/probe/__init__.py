@@ -63,8 +63,7 @@ def probe(
     Raises:
         TypeError: `model` is no module, or `inputs` is no batch.
         ValueError: A number is out of range, no weight can be probed, the model's output has no
-            floating-point tensor, is not finite or depends on no weight, or `inputs` is missing
-            and cannot be made up.
+            floating-point tensor or is not finite, or `inputs` is missing and cannot be made up.
         RuntimeError: A weight is sharded, or has no storage (meta device).
 
     Example:

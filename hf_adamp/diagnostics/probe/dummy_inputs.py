@@ -107,6 +107,9 @@ class _Maker:
         model, config = self.model, self.config
         accepted = inspect.signature(model.forward).parameters
         main = str(model.main_input_name)
+        if main not in accepted:
+            # Some towers keep the name that all models have by default.
+            main = next((name for name in accepted if name in self.makers), main)
         needed = [main, *self._companions(main)]
         needed += [
             name
@@ -114,13 +117,7 @@ class _Maker:
             if parameter.default is parameter.empty
             and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
         ]
-        for name in needed:
-            if name not in self.makers:
-                raise ValueError(
-                    f"inputs=None, and {type(model).__name__} takes {name}, which the probe cannot "
-                    f"make up; {_REMEDY}."
-                )
-        batch = {n: self.makers[n]() for n in dict.fromkeys(needed) if n == main or n in accepted}
+        batch = {n: self._made(n) for n in dict.fromkeys(needed) if n == main or n in accepted}
         if getattr(config, "is_encoder_decoder", False) and "decoder_input_ids" in accepted:
             batch["decoder_input_ids"] = self.tokens()
         if labelled and "labels" in accepted:
@@ -128,6 +125,16 @@ class _Maker:
             if labels is not None:
                 batch["labels"] = labels
         return batch
+
+    def _made(self, name: str) -> Tensor:
+        try:
+            return self.makers[name]()
+        except (KeyError, AttributeError, TypeError) as error:
+            # Unknown, or the config does not have what its size follows from.
+            raise ValueError(
+                f"inputs=None, and {type(self.model).__name__} takes {name}, which the probe "
+                f"cannot make up; {_REMEDY}."
+            ) from error
 
     def _companions(self, main: str) -> list[str]:
         """What a model with two towers compares with its main input; where boxes stand."""

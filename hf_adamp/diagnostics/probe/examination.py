@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hf_adamp.diagnostics.probe.evaluation import Gradients, Subject, UnreadableError
+from hf_adamp.diagnostics.probe.evaluation import Gradients, Subject
 from hf_adamp.diagnostics.probe.folding import ROWS, Grouping
 from hf_adamp.diagnostics.probe.scaling import Finding, Screen, confirm, find
 from hf_adamp.optim.layout import Extent, Layout
@@ -83,11 +83,6 @@ def examine(
             "partial": finding.partial,
         }
         advance()
-    if not any(entry["effect"] for entry in found.values()):
-        raise UnreadableError(
-            f"no weight of {subject.name} has an effect on its output, so nothing can be told of "
-            "them; pass inputs= whose output depends on them."
-        )
     return Examined(found, len(drawn), _notes(subject, certain=certain), certain)
 
 

@@ -49,7 +49,8 @@ class ProbeReport:
     def summary(self) -> str:
         """One sentence: whether AdamP is worth trying on this model."""
         found = summary(self.weights.values())
-        return found if self.certain else f"it cannot be told for certain, but {found}"
+        is_told = self.certain or not any(weight.effect for weight in self.weights.values())
+        return found if is_told else f"it cannot be told for certain, but {found}"
 
     def __str__(self) -> str:
         return self.to_text(shutil.get_terminal_size().columns)

@@ -134,6 +134,11 @@ def summary(weights: Iterable[WeightReport]) -> str:
     the weights; where it mostly does not, they have to be declared.
     """
     alive = [w for w in weights if w.effect > 0]
+    if not alive:
+        return (
+            "nothing can be told: no weight has an effect on the output for these inputs; pass "
+            "others (larger images, more samples, inputs= or --inputs)."
+        )
     invariant = [w for w in alive if w.granularity is not None]
     part = sum(w.invariant_numel for w in invariant)
     share = part / max(sum(w.numel for w in alive), 1)
