@@ -24,7 +24,7 @@ TEXT = """# {title}
 |{rules}|
 | {cells} |
 
-on the test split: {clips:,} clips, {chunks} chunks each, their probabilities averaged.
+on the test split: {clips:,} clips, {heard}.
 
 ## Use
 
@@ -109,7 +109,9 @@ def write_card(
         rules="|".join("---" for _ in found),
         cells=" | ".join(f"{value:.4f}" for _, _, value in found),
         clips=clips,
-        chunks=chunks,
+        heard=f"{chunks} chunks each, their probabilities averaged"
+        if chunks > 1
+        else "one chunk each",
         # Its code travels with it; other models' is in Transformers.
         trust="" if base else ", trust_remote_code=True",
         rate=trainer.processing_class.sampling_rate,

@@ -21,6 +21,7 @@ LARGEST = 32767  # of 16 bits: half the disk of float32, and no worse than the s
 # What can be wrong with a file. The first four leave nothing to train on, so the clip is dropped.
 DROPPED = ("missing", "corrupt", "empty", "unlabelled")
 NOTED = ("silent", "short", "stereo", "resampled", "clipped")
+ALWAYS_TOLD = ("short", "resampled")
 REMARKS = {
     "missing": "not there",
     "corrupt": "undecodable, or not finite",
@@ -108,7 +109,13 @@ def _decode_row(row: dict[str, Any], rate: int, shortest: int) -> dict[str, Any]
 
 
 def decode_all(
-    dataset: Dataset, *, rate: int, shortest: int, num_proc: int | None = None, name: str = "audio"
+    dataset: Dataset,
+    *,
+    rate: int,
+    shortest: int,
+    num_proc: int | None = None,
+    name: str = "audio",
+    shown: bool = False,
 ) -> Dataset:
     """Decode a dataset's files once; another run with the same files finds them in the cache.
 
@@ -118,6 +125,7 @@ def decode_all(
         shortest: samples below which a clip counts as short.
         num_proc: processes to decode with; None is this one. Default: None.
         name: of the split, for the progress bar and the report.
+        shown: whether to print the report; one with dropped files is a warning in any case.
 
     Returns:
         The rows that can be used, with `samples` (int16) in place of `audio`.
@@ -144,7 +152,10 @@ def decode_all(
     kept = [i for i, found in enumerate(remarks) if not set(found) & set(DROPPED)]
     if not kept:
         raise ValueError(f"{line} Nothing is left to use; check the path.")
-    logger.log(logging.INFO if len(kept) == len(decoded) else logging.WARNING, line)
+    if len(kept) < len(decoded):
+        logger.warning(line)
+    elif shown:
+        print(line)
     return decoded.select(kept).remove_columns(["remarks", "path"])
 
 
@@ -153,9 +164,11 @@ def report(name: str, remarks: Iterable[list[str]], paths: list[str | None]) -> 
     remarks = list(remarks)
     counts = Counter(remark for found in remarks for remark in set(found))
     dropped = [i for i, found in enumerate(remarks) if set(found) & set(DROPPED)]
-    parts = [f"{counts[r]:,} {REMARKS[r]}" for r in (*DROPPED, *NOTED) if counts[r]]
+    # Whether clips were resampled or padded is worth knowing also where none was.
+    told = (*DROPPED, *NOTED)
+    parts = [f"{counts[r]:,} {REMARKS[r]}" for r in told if counts[r] or r in ALWAYS_TOLD]
     line = f"{name}: {len(remarks) - len(dropped):,} of {len(remarks):,} files"
-    line += f" ({'; '.join(parts)})." if parts else "."
+    line += f" ({'; '.join(parts)})."
     if dropped:
         line += " Dropped: " + ", ".join(str(paths[i]) for i in dropped[:EXAMPLES])
         line += ", ...." if len(dropped) > EXAMPLES else "."

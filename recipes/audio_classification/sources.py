@@ -32,6 +32,12 @@ logger = logging.getLogger(__name__)
 SPLITS = ("train", "validation", "test")
 # The official lists of Speech Commands v0.02; https://arxiv.org/abs/1804.03209, section 7.
 SPEECH_COMMANDS_SIZES = {"train": 84_843, "validation": 9_981, "test": 11_005}
+# What a split may be called besides.
+SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "validation": ("validation", "val", "valid", "dev"),
+    "test": ("test", "testing"),
+}
 TOP_TAGS = 50
 # MagnaTagATune's first folders train, the thirteenth validates, the last three test.
 MTAT_FOLDERS = {"train": "0123456789ab", "validation": "c", "test": "def"}
@@ -100,6 +106,14 @@ def load(source: str, location: str, *, several: bool) -> Source:
     if missing:
         raise ValueError(f"{location} has no clip for {', '.join(missing)}; every split needs one.")
     return found
+
+
+def _named(split: str, present: Iterable[str]) -> str:
+    """What a split is called among the names that are there; its own where none is."""
+    found = [name for name in SPLIT_NAMES[split] if name in present]
+    if len(found) > 1:
+        raise ValueError(f"the data has both {' and '.join(found)}; keep one, for {split}.")
+    return found[0] if found else split
 
 
 def _rows(paths: list[str], labels: list[Any], stamps: list[int]) -> Iterator[dict[str, Any]]:
@@ -222,13 +236,16 @@ def dcase2017_task4(location: str, several: bool) -> Source:
 
 
 def table(location: str, several: bool) -> Source:
-    """Your own clips: train.csv, validation.csv and test.csv with `file_name` and `label`.
+    """Your own clips: train.csv, validation.csv (or val.csv) and test.csv.
+
+    Their columns are `file_name` and `label`.
 
     File names are relative to the folder. Several labels of a clip are joined by semicolons.
     Labels that only occur outside of train.csv are an error: no model can have learnt them.
     """
     root = Path(location)
-    clips = {split: _listed(root, root / f"{split}.csv") for split in SPLITS}
+    present = [path.stem for path in root.glob("*.csv")]
+    clips = {split: _listed(root, root / f"{_named(split, present)}.csv") for split in SPLITS}
     return _build(clips, _names(clips), several)
 
 
@@ -258,11 +275,14 @@ def _names(clips: dict[str, list[Clip]]) -> list[str]:
 def audiofolder(location: str, several: bool) -> Source:
     """Your own clips in folders SPLIT/LABEL/FILE, or in SPLIT beside a metadata.csv of its own.
 
+    The splits are train, validation (or val) and test.
+
     The layouts that `datasets` calls audiofolder; it only builds them where torchcodec works.
     """
     root, clips = Path(location), {}
+    present = [path.name for path in root.iterdir() if path.is_dir()]
     for split in SPLITS:
-        folder = root / split
+        folder = root / _named(split, present)
         if (folder / "metadata.csv").is_file():
             clips[split] = _listed(folder, folder / "metadata.csv")
         else:
@@ -279,8 +299,16 @@ def hub(location: str, several: bool) -> Source:
     return _from_columns(load_dataset(name, config, revision=revision), several)
 
 
+def _present(split: str, splits: DatasetDict) -> str:
+    name = _named(split, splits)
+    if name not in splits:
+        raise ValueError(f"the data set has no split {split!r}, only {', '.join(splits)}.")
+    return name
+
+
 def _from_columns(splits: DatasetDict, several: bool) -> Source:
     """Take `audio` undecoded, and turn `label` (or `labels`) into ours."""
+    splits = DatasetDict({split: splits[_present(split, splits)] for split in SPLITS})
     train = splits["train"]
     column = "labels" if "labels" in train.features else "label"
     kind = train.features[column]
@@ -302,8 +330,6 @@ def _from_columns(splits: DatasetDict, several: bool) -> Source:
 
     encoded = {}
     for split in SPLITS:
-        if split not in splits:
-            raise ValueError(f"the data set has no split {split!r}, only {', '.join(splits)}.")
         part = splits[split].cast_column("audio", Audio(decode=False))
         labels = part.select_columns([column]).map(
             encode,

@@ -35,6 +35,7 @@ from .configuration_harmonic_cnn import HarmonicCnnConfig
 from .decoding import decode_all
 from .feature_extraction_harmonic_cnn import HarmonicCnnFeatureExtractor
 from .modeling_harmonic_cnn import HarmonicCnnForAudioClassification
+from .pictures import plot_confusions, plot_curves
 from .sources import SOURCES, load
 from .tasks import TASKS, Task, first_logits
 from .trainer import AudioTrainer
@@ -123,7 +124,14 @@ def prepare(
     with args.main_process_first(desc="decode the audio"):
         source = load(data.source, data.data_dir, several=task.several)
         decoded = {
-            name: decode_all(split, rate=rate, shortest=shortest, num_proc=data.num_proc, name=name)
+            name: decode_all(
+                split,
+                rate=rate,
+                shortest=shortest,
+                num_proc=data.num_proc,
+                name=name,
+                shown=args.process_index == 0,
+            )
             for name, split in source.splits.items()
         }
     return DatasetDict(decoded), source.names
@@ -187,7 +195,17 @@ def evaluate_splits(
             output.predictions, output.label_ids, chunks, several=task.several
         )
         file = Path(trainer.args.output_dir) / "test_predictions.npz"
-        np.savez_compressed(file, scores=scores, labels=labels, names=np.array(names))
+        kept = {"scores": scores, "labels": labels, "names": np.array(names)}
+        np.savez_compressed(file, **kept)
+        print(f"picture: {_draw(trainer, kept, several=task.several)}")
+
+
+def _draw(trainer: AudioTrainer, kept: dict[str, np.ndarray], *, several: bool) -> Path:
+    """Draw which class is taken for which, or the curves of several labels a clip."""
+    folder, label = Path(trainer.args.output_dir), str(trainer.card["optimizer"])
+    if several:
+        return plot_curves({label: [kept]}, folder / "curves.png", "Test split")
+    return plot_confusions({label: [kept]}, folder / "confusion.png")
 
 
 def describe(

@@ -10,7 +10,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from hf_adamp import AdamP, ProbeReport, get_param_groups, probe
 from hf_adamp.diagnostics.models import inspect_model
 from hf_adamp.granularities import read_granularities
-from tests.tables.decay_rules import GATED, WIDE
+from tests.diagnostics.tiny_models import JAMBA, LATENT
+from tests.tables.decay_rules import GATED
 
 
 def rms(x):
@@ -148,41 +149,13 @@ def test_experts_without_a_token_do_not_count():
     assert report.granularities == {"experts": ("experts", "in_out")}
 
 
-LATENT = {
-    **WIDE,
-    "num_hidden_layers": 1,
-    "num_key_value_heads": 2,
-    "moe_intermediate_size": 16,
-    "first_k_dense_replace": 1,
-    "kv_lora_rank": 12,
-    "q_lora_rank": 8,
-    "qk_rope_head_dim": 4,
-    "qk_nope_head_dim": 4,
-    "v_head_dim": 4,
-}
-MAMBA = {
-    **GATED,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "num_hidden_layers": 1,
-    "attn_layer_period": 8,
-    "attn_layer_offset": 4,
-    "expert_layer_period": 8,
-    "expert_layer_offset": 4,
-    "num_experts": 1,
-    "mamba_dt_rank": 6,
-    "mamba_d_state": 4,
-    "use_mamba_kernels": False,
-}
-
-
 @pytest.mark.parametrize(
     ("model_type", "options", "expected"),
     [
         # The latent of keys and values has a norm, the part with the rotary positions has none.
         ("deepseek_v3", LATENT, {"kv_a_proj_with_mqa": ("rows", (12, -4)), "q_a_proj": "tensor"}),
         # Norms of the step size, of B and of C.
-        ("jamba", MAMBA, {"x_proj": ("rows", (6, 4, 4))}),
+        ("jamba", JAMBA, {"x_proj": ("rows", (6, 4, 4))}),
     ],
 )
 def test_fused_norms_of_transformers_are_found(model_type, options, expected):

@@ -13,6 +13,7 @@ from hf_adamp.diagnostics import models
 from hf_adamp.diagnostics.models import inspect_model
 from hf_adamp.diagnostics.probe import dummy_inputs
 from tests.diagnostics.test_probe import RMSNorm, linear
+from tests.diagnostics.tiny_models import CANINE
 from tests.tables.decay_rules import VISION, WIDE
 
 
@@ -189,16 +190,7 @@ UNUSUAL = {
         {"pixel_values"},
     ),
     "BROS": ("bros", {**WIDE, "hidden_size": 64, "bbox_scale": 1.0}, {"input_ids", "bbox"}),
-    "CANINE": (
-        "canine",
-        {
-            **WIDE,
-            "downsampling_rate": 2,
-            "upsampling_kernel_size": 2,
-            "local_transformer_stride": 8,
-        },
-        {"input_ids"},
-    ),
+    "CANINE": ("canine", CANINE, {"input_ids"}),
     # Its loss takes labels with images only: the probe does without.
     "GIT": ("git", {**WIDE, "vision_config": VISION}, {"input_ids"}),
 }

@@ -96,6 +96,36 @@ def test_hidden_states_are_the_same_after_a_probe(name):
     assert_same_outputs(model, twin, inputs)
 
 
+class Resisting(nn.Module):
+    """Runs in training only, and its weights are too small to measure."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.ReLU())
+        self.last = nn.Linear(8, 3)
+        for parameter in self.parameters():
+            nn.init.normal_(parameter, std=1e-10)
+
+    def forward(self, x, use_cache=True):
+        if not self.training:
+            raise ValueError("trains only")
+        return self.last(self.body(x))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_probe_leaves_no_trace_in_a_model_that_it_has_to_coax(training):
+    model = Resisting().train(training)
+    model.body[2].eval()
+    twin, x = copy.deepcopy(model), torch.randn(9, 6)
+    before, noise_before = look(model), noise()
+    report = probe(model, {"x": x}, gradients=2)
+    assert report.weights["body.0.weight"].granularity == "row"
+    assert look(model) == before
+    assert noise() == noise_before
+    for ours, other in zip(model.state_dict().values(), twin.state_dict().values(), strict=True):
+        assert torch.equal(ours, other)
+
+
 class Writer(nn.Module):
     """Writes, in its forward pass, wherever it can reach."""
 

@@ -41,6 +41,38 @@ CONVNEXT = {"hidden_sizes": [8, 16], "depths": [1, 1], "num_stages": 2}
 BACKBONE = {"model_type": "convnext", **CONVNEXT}
 DINO = {**VISION, "model_type": "dinov2", "out_indices": [1, 2], "reshape_hidden_states": False}
 
+LATENT = {
+    **WIDE,
+    "num_hidden_layers": 1,
+    "num_key_value_heads": 2,
+    "moe_intermediate_size": 16,
+    "first_k_dense_replace": 1,
+    "kv_lora_rank": 12,
+    "q_lora_rank": 8,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 4,
+    "v_head_dim": 4,
+}
+JAMBA = {
+    **GATED,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_hidden_layers": 1,
+    "attn_layer_period": 8,
+    "attn_layer_offset": 4,
+    "expert_layer_period": 8,
+    "expert_layer_offset": 4,
+    "num_experts": 1,
+    "mamba_dt_rank": 6,
+    "mamba_d_state": 4,
+}
+CANINE = {
+    **WIDE,
+    "downsampling_rate": 2,
+    "upsampling_kernel_size": 2,
+    "local_transformer_stride": 8,
+}
+
 
 def tokens(length=12, below=60):
     return torch.randint(1, below, (2, length))
@@ -274,7 +306,61 @@ LOOKING_INSIDE = {
         images,
     ),
 }
-ALL = {**TABLE, **LOOKING_INSIDE}
+# Others that keep something, look at attentions, or run in a way of their own.
+OTHERS = {
+    "RWKV": (
+        "rwkv",
+        {
+            **{"vocab_size": 64, "hidden_size": 16, "attention_hidden_size": 16},
+            **{"num_hidden_layers": 3, "rescale_every": 1, "intermediate_size": 16},
+        },
+        "AutoModelForCausalLM",
+        text,
+    ),
+    "Jamba": ("jamba", {**JAMBA, "use_cache": False}, "AutoModelForCausalLM", text),
+    "DeepSeek-V3": ("deepseek_v3", LATENT, "AutoModelForCausalLM", text),
+    "XLNet": (
+        "xlnet",
+        {"vocab_size": 64, "d_model": 16, "n_layer": 2, "n_head": 2, "d_inner": 16, "mem_len": 4},
+        "AutoModel",
+        text,
+    ),
+    "CANINE": ("canine", CANINE, "AutoModel", text),
+    "Data2Vec, layers weighted": (
+        "data2vec-audio",
+        {**SPEECH, "use_weighted_layer_sum": True, "conv_pos_kernel_size": 3},
+        "AutoModelForAudioClassification",
+        sound,
+    ),
+    "UniSpeech-SAT, layers weighted": (
+        "unispeech-sat",
+        {**SPEECH, "use_weighted_layer_sum": True},
+        "AutoModelForAudioClassification",
+        sound,
+    ),
+    "SEW, layers weighted": (
+        "sew",
+        {**SPEECH, "use_weighted_layer_sum": True, "squeeze_factor": 1},
+        "AutoModelForAudioClassification",
+        sound,
+    ),
+    "Encodec": (
+        "encodec",
+        {"num_filters": 4, "hidden_size": 8, "codebook_size": 8, "upsampling_ratios": [2, 2]},
+        "AutoModel",
+        lambda: {"input_values": torch.randn(2, 1, 400)},
+    ),
+    "DeiT, distilled": ("deit", VISION, "DeiTForImageClassificationWithTeacher", images),
+    "BLIP": ("blip", DUAL, "AutoModel", pairs),
+    "GIT": ("git", {**WIDE, "vision_config": VISION}, "AutoModelForCausalLM", text),
+    "Longformer": (
+        "longformer",
+        {**WIDE, "attention_window": [4] * WIDE["num_hidden_layers"], "pad_token_id": 1},
+        "AutoModel",
+        text,
+    ),
+}
+ALL = {**TABLE, **LOOKING_INSIDE, **OTHERS}
 
 
 def build(name):

@@ -128,3 +128,13 @@ def test_decode_all_keeps_what_it_can_and_counts_the_rest(dataset, caplog, num_p
 def test_decode_all_with_nothing_left_says_why(dataset):
     with pytest.raises(ValueError, match=r"train: 0 of 2 files .* Nothing is left to use"):
         decode_all(dataset.select([9, 10]), rate=RATE, shortest=1, name="train")
+
+
+def test_report_says_what_was_resampled_and_padded_where_nothing_was(dataset, capsys):
+    good = list(EXPECTED).index("good")
+    decode_all(dataset.select([good]), rate=RATE, shortest=1, name="val", shown=True)
+    assert capsys.readouterr().out == (
+        "val: 1 of 1 files (0 shorter than the model's input, padded; 0 resampled).\n"
+    )
+    decode_all(dataset.select([good]), rate=RATE // 2, shortest=10**6, name="val", shown=True)
+    assert "(1 shorter than the model's input, padded; 1 resampled)" in capsys.readouterr().out

@@ -197,3 +197,30 @@ def test_folder_that_is_not_the_data_set_is_refused(tmp_path, source, message):
 def test_absent_folder_is_refused(tmp_path):
     with pytest.raises(ValueError, match="is not a folder; unpack the data there first"):
         sources.load("table", str(tmp_path / "nowhere"), several=True)
+
+
+@pytest.mark.parametrize("source", ["table", "audiofolder", "hub"])
+@pytest.mark.parametrize("name", ["val", "dev", "valid"])
+def test_validation_may_be_called_otherwise(tmp_path, source, name, recording):
+    names = ("train", name, "test")
+    if source == "hub":
+        row = {"audio": [{"bytes": recording.read_bytes(), "path": "x.flac"}], "label": ["yes"]}
+        data = DatasetDict({split: Dataset.from_dict(row) for split in names})
+        found = sources._from_columns(data, several=False)
+    else:
+        for split in names:
+            write_clip(tmp_path / split / "yes" / "1.wav", TONE)
+            rows = [["file_name", "label"], [f"{split}/yes/1.wav", "yes"]]
+            write_rows(tmp_path / f"{split}.csv", rows)
+        found = sources.load(source, str(tmp_path), several=False)
+    assert {split: len(rows) for split, rows in found.splits.items()} == dict.fromkeys(
+        sources.SPLITS, 1
+    )
+    assert f"{name}/yes" in paths(found.splits["validation"])[0] or source == "hub"
+
+
+def test_two_names_for_one_split_are_refused(tmp_path):
+    for split in ("train", "val", "validation", "test"):
+        write_clip(tmp_path / split / "yes" / "1.wav", TONE)
+    with pytest.raises(ValueError, match="both validation and val; keep one, for validation"):
+        sources.load("audiofolder", str(tmp_path), several=False)

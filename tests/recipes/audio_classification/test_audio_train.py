@@ -101,6 +101,11 @@ def test_tagging_averages_sixteen_chunks(tagged, tmp_path, task, metric):
     saved = np.load(tmp_path / "run" / "test_predictions.npz")
     assert saved["scores"].shape == saved["labels"].shape == (3, 3)
     assert (saved["labels"].sum(1) == 2).all()
+    assert (
+        "16 chunks each, their probabilities averaged."
+        in (tmp_path / "run" / "README.md").read_text()
+    )
+    assert (tmp_path / "run" / "curves.png").exists()
 
 
 def save_hub_model(kind, folder):
@@ -170,8 +175,15 @@ def test_last_batch_of_one_clip_is_left_out(speech_commands, tmp_path):
     assert results["epoch"] == 1.5
 
 
-def test_card_has_what_the_hub_looks_for(speech_commands, tmp_path):
+def test_card_has_what_the_hub_looks_for(speech_commands, tmp_path, capsys):
     results = train(tmp_path / "run", data_dir=speech_commands, optim="adamp", **KEYWORDS)
+    printed = capsys.readouterr().out
+    assert "validation: 3 of 3 files (3 shorter than the model's input, padded; 3 resampled" in (
+        printed
+    )
+    # Which of the own classes is taken for which.
+    assert f"picture: {tmp_path / 'run' / 'confusion.png'}" in printed
+    assert (tmp_path / "run" / "confusion.png").read_bytes().startswith(b"\x89PNG")
     card = ModelCard.load(tmp_path / "run" / "README.md")
     assert card.data.pipeline_tag == "audio-classification"
     assert card.data.library_name == "transformers"
@@ -182,6 +194,7 @@ def test_card_has_what_the_hub_looks_for(speech_commands, tmp_path):
     assert card.data.base_model is None
     assert "trust_remote_code=True" in card.text
     assert ", ".join(WORDS) in card.text
+    assert "on the test split: 3 clips, one chunk each.\n" in card.text
 
 
 def test_trained_model_works_where_the_recipe_is_not(speech_commands, tmp_path):
