@@ -114,18 +114,8 @@ def get_param_groups(
     """Split a model's trainable parameters into a group with weight decay and one without.
 
     A tied parameter appears once, a frozen one not at all, and each group keeps the order of
-    `model.named_parameters()`. A group without parameters is left out. The rule "hf_adamp" asks, in
-    this order; the first clause that applies decides:
-
-    1. marked `_no_weight_decay` by the model's author: no decay;
-    2. the word `bias` in the parameter's own name: no decay;
-    3. the gain of `weight_norm`, as hook or as parametrization: no decay;
-    4. a parameter of one of torch's normalization modules: no decay;
-    5. a weight of a linear, embedding, convolution, recurrent or attention module: decay;
-    6. a parameter of a module without children whose class, or a base class, is named after a
-       norm: no decay;
-    7. fewer than two dimensions larger than one (gains, class tokens): no decay;
-    8. everything else: decay.
+    `model.named_parameters()`. A group without parameters is left out.
+    `decay_parameter_names` says which clauses the rule "hf_adamp" has.
 
     Args:
         model: The model, with its adapters and frozen weights in place, before any wrapper
@@ -144,12 +134,11 @@ def get_param_groups(
     Returns:
         One or two groups with `params` and `weight_decay`, ready for any torch optimizer; with
         `scale_invariance` one for each of its values, which is the group's `scale_invariant`.
-        AdamP and SGDP learn from it the weights' names and load a checkpoint
-        whose run grouped the same weights in another way.
+        AdamP and SGDP learn the weights' names from it, which checkpoints are matched by.
 
     Raises:
-        TypeError: `model` is not a module, `weight_decay` not a number, or a callable rule returns
-            anything but a bool; `scale_invariance` is no mapping and has none.
+        TypeError: `model` is not a module, `weight_decay` not a number, `scale_invariance` not a
+            mapping, or a callable rule returns anything but a bool.
         ValueError: `weight_decay` is negative or not finite, `rule` is an unknown name, no
             parameter is trainable, or one has no shape yet (lazy) and clause 7 is to decide;
             `scale_invariance` has a name that the model has not, a value that is none, heads that
@@ -161,8 +150,7 @@ def get_param_groups(
         >>> [(group["weight_decay"], len(group["params"])) for group in groups]
         [(0.01, 1), (0.0, 3)]
 
-    Source: docs/parameter-groups.md gives each clause's reason and what it changes on 15
-    architectures.
+    Source: docs/parameter-groups.md.
     """
     weight_decay = real_number("weight_decay", weight_decay)
     decisions = list(_decisions(model, rule))
@@ -181,8 +169,18 @@ def get_param_groups(
 def decay_parameter_names(model: nn.Module, *, rule: str | DecayRule = "hf_adamp") -> list[str]:
     """Name the trainable parameters that get weight decay, in the model's order.
 
-    The decision is that of `get_param_groups`. Comparing two rules by their names shows what each
-    does to a model.
+    The decision is that of `get_param_groups`; comparing two rules by their names shows what each
+    does to a model. The rule "hf_adamp" asks, in this order; the first clause that applies decides:
+
+    1. marked `_no_weight_decay` by the model's author: no decay;
+    2. the word `bias` in the parameter's own name: no decay;
+    3. the gain of `weight_norm`, as hook or as parametrization: no decay;
+    4. a parameter of one of torch's normalization modules: no decay;
+    5. a weight of a linear, embedding, convolution, recurrent or attention module: decay;
+    6. a parameter of a module without children whose class, or a base class, is named after a
+       norm: no decay;
+    7. fewer than two dimensions larger than one (gains, class tokens): no decay;
+    8. everything else: decay.
 
     Args:
         model: The model; a tied parameter is named once, by its first name.
@@ -258,7 +256,7 @@ def _owner(name: str, modules: dict[str, nn.Module]) -> nn.Module:
 
 
 def _decays(name: str, parameter: nn.Parameter, module: nn.Module) -> bool:
-    """Decide for one parameter; the clauses are numbered in `get_param_groups`."""
+    """Decide for one parameter; the clauses are numbered in `decay_parameter_names`."""
     if getattr(parameter, "_no_weight_decay", False):
         return False
     tensor, is_gain = _tensor_name(name, module)

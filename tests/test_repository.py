@@ -49,3 +49,10 @@ def test_test_files_have_names_of_their_own():
     """Without packages a module is found by its file's name, in processes that tests start too."""
     names = [path.name for path in (REPOSITORY / "tests").rglob("test_*.py")]
     assert sorted(names) == sorted(set(names))
+
+
+def test_folders_of_tests_hide_no_package():
+    """pytest puts each folder of tests on the path, where one below it would be found first."""
+    folders = {path.parent.name for path in (REPOSITORY / "tests").rglob("*.py")} - {"tests"}
+    packages = {"triton", "cuda", "torch", "transformers", "deepspeed", "accelerate", "datasets"}
+    assert not folders & packages

@@ -227,8 +227,7 @@ def adamp(
         capturable=capturable,
         scale_invariant=scale_invariant,
     )
-    flags = Flags(foreach, fused, differentiable)
-    moments = (exp_avgs, exp_avg_sqs)
+    flags, moments = Flags(foreach, fused, differentiable), (exp_avgs, exp_avg_sqs)
     step_once(Collected(params, params, list(grads), moments, state_steps, rule, flags))
 
 
