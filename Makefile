@@ -159,6 +159,7 @@ $(VENV)/vision/.done: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m venv $(VENV)/vision
 	$(VENV)/vision/bin/python -m pip install --quiet torch==2.14.1 torchvision==0.29.1 timm \
 	    --editable '.[test]'
+	$(VENV)/vision/bin/python -m pip install --quiet --constraint constraints.txt --no-deps arcade
 	@touch $@
 
 # DeepSpeed brings packages that nothing else here asks for.
