@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from importlib import import_module
@@ -86,9 +87,8 @@ def plot_runs(
     figure = figure_class(figsize=(4.2 * columns, 3.6 * rows), dpi=150, layout="constrained")
     canvas_class(figure)
     axes = figure.subplots(rows, columns, squeeze=False).flat
-    meant = "all weights, 2-D and up" if weights is None else f"weights with “{weights}”"
     for axis, panel in zip(axes, panels, strict=True):
-        _draw_panel(axis, panel, series, panel.unit.format(weights=meant))
+        _draw_panel(axis, panel, series, panel.unit.format(weights=_in_words(weights)))
     axes[0].legend(frameon=False)
     if title is not None:
         figure.suptitle(title, fontsize=12)
@@ -105,6 +105,15 @@ def _with_share(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if shares:
             row["projected"] = math.fsum(shares)
     return rows
+
+
+def _in_words(weights: str | None) -> str:
+    """Which weights are drawn, for a label."""
+    if weights is None:
+        return "all weights, 2-D and up"
+    # A part of a name says it; a regular expression on an axis says nothing to most readers.
+    is_name = re.fullmatch(r"[\w.]+", weights) is not None
+    return f"weights with “{weights}”" if is_name else "the chosen weights"
 
 
 def _draw_panel(axis: Axes, panel: _Panel, series: _Series, unit: str) -> None:

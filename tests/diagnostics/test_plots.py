@@ -61,6 +61,9 @@ def test_labels_say_which_weights_are_drawn(tmp_path, monkeypatch):
     assert panels["Weight norm"][0] == "‖w‖ of all weights, 2-D and up"
     panels = labels_of(monkeypatch, {"a": run}, tmp_path / "runs.png", weights="conv")
     assert panels["Weight norm"][0] == "‖w‖ of weights with “conv”"
+    options = {"weights": r"^(conv|fc)\d*\."}
+    panels = labels_of(monkeypatch, {"a": run}, tmp_path / "runs.png", **options)
+    assert panels["Weight norm"][0] == "‖w‖ of the chosen weights"
 
 
 def test_negative_losses_get_a_linear_axis(tmp_path, monkeypatch):
