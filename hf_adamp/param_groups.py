@@ -113,9 +113,9 @@ def get_param_groups(
 ) -> ParamGroups:
     """Split a model's trainable parameters into a group with weight decay and one without.
 
-    A tied parameter appears once, a frozen one not at all, and each group keeps the order of
+    A tied parameter appears once, a frozen one not at all. Each group keeps the order of
     `model.named_parameters()`. A group without parameters is left out.
-    `decay_parameter_names` says which clauses the rule "hf_adamp" has.
+    `decay_parameter_names` lists the clauses of the rule "hf_adamp".
 
     Args:
         model: The model, with its adapters and frozen weights in place, before any wrapper
@@ -125,24 +125,25 @@ def get_param_groups(
             or a callable that receives a parameter's name, the parameter and the module it
             belongs to (of a parametrized weight, the module it was registered on), and returns
             True for decay.
-        scale_invariance: what the weights are scale-invariant per, for AdamP and SGDP: a mapping
-            from names to values of their `scale_invariant`, or an object with such a mapping in
-            `granularities`, as a probe returns. None as a value means not invariant (False).
-            Weights that it does not name, and those with fewer than two dimensions, get "auto".
-            By default the groups say nothing of it.
+        scale_invariance: the granularity of scale invariance, for AdamP and SGDP: a mapping from
+            weight names to values of `scale_invariant`, or an object with such a mapping in
+            `granularities`, such as the report of `probe`. The value None means not invariant
+            (False). Weights that it does not name, and weights with fewer than two dimensions, get
+            "auto". By default the groups do not set `scale_invariant`.
 
     Returns:
-        One or two groups with `params` and `weight_decay`, ready for any torch optimizer; with
-        `scale_invariance` one for each of its values, which is the group's `scale_invariant`.
-        AdamP and SGDP learn the weights' names from it, which checkpoints are matched by.
+        One or two groups with `params` and `weight_decay`, ready for any torch optimizer. With
+        `scale_invariance` there is a group for each of its values, with this `scale_invariant`.
+        The list also tells AdamP and SGDP the names of the weights, by which checkpoints are
+        matched.
 
     Raises:
         TypeError: `model` is not a module, `weight_decay` not a number, `scale_invariance` not a
             mapping, or a callable rule returns anything but a bool.
         ValueError: `weight_decay` is negative or not finite, `rule` is an unknown name, no
-            parameter is trainable, or one has no shape yet (lazy) and clause 7 is to decide;
-            `scale_invariance` has a name that the model has not, a value that is none, heads that
-            do not divide a weight's rows, or two values for one weight.
+            parameter is trainable, or clause 7 would decide on a lazy parameter, which has no shape
+            yet; `scale_invariance` has an unknown name, an invalid value, heads that do not divide
+            a weight's rows, or two values for one weight.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
@@ -269,8 +270,8 @@ def _decays(name: str, parameter: nn.Parameter, module: nn.Module) -> bool:
         return False
     if is_lazy(parameter):
         raise ValueError(
-            f"{name} has no shape yet, and what it belongs to ({type(module).__name__}) does not "
-            "tell whether it is a matrix; run the model on one batch before you group its weights."
+            f"{name} has no shape yet, and its module ({type(module).__name__}) does not show "
+            "whether it is a matrix; run the model on one batch before you group its weights."
         )
     # ZeRO-3 leaves an empty shard in `shape` and the full shape in `ds_shape`.
     shape: torch.Size = getattr(parameter, "ds_shape", parameter.shape)

@@ -24,17 +24,17 @@ _CLASSES: dict[str, type[Optimizer]] = {"adamp": AdamP, "sgdp": SGDP}
 def create_optimizer(model: nn.Module, args: TrainingArguments) -> Optimizer:
     """Build AdamP or SGDP for a model as ``--optim adamp`` would.
 
-    Use it where a ``Trainer`` takes a finished optimizer, and in training loops of one's own. The
-    optimizer is SGDP if ``args.optim`` is ``sgdp``, AdamP otherwise; parameter groups come from
+    Use it to pass a finished optimizer to a ``Trainer``, or in your own training loop. It builds
+    SGDP if ``args.optim`` is ``sgdp``, and AdamP otherwise. Parameter groups come from
     `hf_adamp.get_param_groups`, or follow Transformers' rule with
-    ``optim_args="groups=transformers"``. With FSDP or DeepSpeed prefer ``--optim adamp``: the
+    ``optim_args="groups=transformers"``. With FSDP or DeepSpeed use ``--optim adamp`` instead: the
     ``Trainer`` then builds the optimizer after it has wrapped the model.
 
     Args:
         model: Model whose trainable parameters are optimized.
-        args: Training arguments, or any object with a ``learning_rate``, such as ``argparse`` makes
-            in a script without ``Trainer``; ``weight_decay``, ``adam_beta1``, ``adam_beta2``,
-            ``adam_epsilon``, ``optim`` and ``optim_args`` are read where they are there.
+        args: Training arguments, or any object with a ``learning_rate``, such as the namespace of
+            ``argparse`` in a script without ``Trainer``. ``weight_decay``, ``adam_beta1``,
+            ``adam_beta2``, ``adam_epsilon``, ``optim`` and ``optim_args`` are optional.
 
     Raises:
         TypeError: `args` has no learning rate.
@@ -65,9 +65,9 @@ def optimizer_cls_and_kwargs(
     kwargs = dict(options.kwargs)
     if model is None and options.scale_invariance is not None:
         raise ValueError(
-            "--optim_args has the scale_invariant of single weights, which cannot be found without "
-            "the model; pass it, or group its weights with hf_adamp.get_param_groups(model, "
-            "weight_decay, scale_invariance=...)."
+            "--optim_args sets scale_invariant for single weights, which cannot be found without "
+            "the model; pass the model, or group its weights with "
+            "hf_adamp.get_param_groups(model, weight_decay, scale_invariance=...)."
         )
     if model is not None:
         groups = _groups(options, model, args)

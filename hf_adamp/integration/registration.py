@@ -32,10 +32,10 @@ def register() -> None:
     """Make ``adamp`` and ``sgdp`` valid values of ``TrainingArguments.optim``.
 
     Call it anywhere before the names are used: before or after importing Transformers, once or
-    many times. It imports nothing by itself; where Transformers is not loaded yet, it acts when
-    the program loads it. Installed packages are registered automatically (unless
-    ``TORCH_DEVICE_BACKEND_AUTOLOAD=0``), so a script needs this call only to be independent of
-    that, or to see the error behind a registration that failed in silence.
+    many times. It imports nothing itself. If Transformers is not loaded yet, it acts when the
+    program loads it. An installed package registers automatically, unless
+    ``TORCH_DEVICE_BACKEND_AUTOLOAD=0``. So a script needs this call only to be independent of
+    that, or to see the error if the automatic registration has failed silently.
 
     Raises:
         RuntimeError: This version of Transformers has no place for the names, or has an optimizer

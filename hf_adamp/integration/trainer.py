@@ -24,12 +24,12 @@ _DEFAULT_NAMES = ("adamw_torch", "adamw_torch_fused")
 
 
 class AdamPMixin:
-    """Makes AdamP the default optimizer of a ``Trainer`` class to its right.
+    """Makes AdamP the default optimizer of the ``Trainer`` class to its right.
 
-    ``args.optim`` is respected where it names ``adamp`` or ``sgdp``; any other value, the default
-    included, becomes ``adamp`` in a copy of the arguments that the trainer then owns, so that its
-    logs and model card name the optimizer it used. Optimizers passed to the constructor
-    (``optimizers``, ``optimizer_cls_and_kwargs``) win over both, as in ``Trainer``.
+    If ``args.optim`` is ``adamp`` or ``sgdp``, it is used. Any other value, also the default,
+    becomes ``adamp`` in the trainer's own copy of the arguments, so that its logs and model card
+    name the optimizer that was used. Optimizers passed to the constructor (``optimizers``,
+    ``optimizer_cls_and_kwargs``) take precedence, as in ``Trainer``.
 
     Example:
         >>> class Seq2SeqAdamPTrainer(AdamPMixin, Seq2SeqTrainer):
@@ -55,12 +55,12 @@ class AdamPMixin:
 class AdamPTrainer(AdamPMixin, Trainer):
     """A ``Trainer`` that trains with AdamP, or SGDP if ``args.optim`` is ``sgdp``.
 
-    It differs from ``Trainer`` in that default only. Learning rate, betas, eps and weight decay
-    come from ``TrainingArguments``; delta, wd_ratio and the rest from ``optim_args``. To do the
-    same to another trainer class, put `AdamPMixin` before it.
+    It differs from ``Trainer`` only in this default. Learning rate, betas, eps and weight decay
+    come from ``TrainingArguments``; delta, wd_ratio and the rest come from ``optim_args``. For
+    another trainer class, put `AdamPMixin` before it.
 
     Args:
-        As ``transformers.Trainer``.
+        The same as those of ``transformers.Trainer``.
 
     Raises:
         ValueError: When training starts, if ``optim_args`` is wrong.

@@ -25,55 +25,56 @@ __all__ = ["AdamP", "adamp"]
 
 
 class AdamP(ProjectedOptimizer):
-    """Implements AdamP, the momentum optimizer for networks with normalization layers.
+    """Implements AdamP: AdamW for networks with normalization layers.
 
-    A weight that feeds a normalization layer is scale-invariant: its gradient is orthogonal to
-    it, so every step of Adam makes it longer and its *effective* step `‖Δw‖/‖w‖` smaller. AdamP
-    tests each weight with two or more dimensions, `|cos(w, ∇w)| < δ/√dim`, first each row on its
-    own (channel view), then as a whole (layer view). Where the test holds, the update loses its
-    component along the weight and weight decay is multiplied by `wd_ratio`. Everything else gets
-    AdamW's update; `delta=0` is AdamW.
+    A weight that feeds a normalization layer is scale-invariant: its norm does not change the
+    output, and its gradient is orthogonal to it. So the steps of Adam increase its norm and shrink
+    its *effective* step `‖Δw‖/‖w‖`. AdamP tests each weight with two or more dimensions by
+    `|cos(w, ∇w)| < δ/√dim`, first each row on its own (channel view), then the whole weight (layer
+    view). If the test holds, AdamP removes the component of the update along the weight and
+    multiplies weight decay by `wd_ratio`. All other weights get AdamW's update; with `delta=0` all
+    weights do.
 
     Weights may have any strides and any real dtype. Moments, statistics and arithmetic are
-    float32 for float16, bfloat16 and float32 weights, float64 for float64 weights.
+    float32 for float16, bfloat16 and float32 weights, and float64 for float64 weights.
 
     Args:
         params: weights, `(name, weight)` pairs or param groups, as for torch.optim.
-        lr: learning rate, at least 0; a tensor only with `capturable`, or where neither
-            `foreach` nor `fused` is asked for.
+        lr: learning rate, at least 0. It may be a tensor with `capturable`, or if neither
+            `foreach` nor `fused` is set.
         betas: decay of the two running averages, each in [0, 1).
         eps: added to the denominator and to the norms, at least 0.
         weight_decay: decoupled weight decay as in AdamW, at least 0.
         delta: threshold of the test, at least 0 (the paper's δ).
         wd_ratio: factor on weight decay of projected weights, in [0, 1] (the paper's λ ratio).
-        nesterov: whether to look ahead, `β₁m + (1−β₁)g` in place of `m`.
-        maximize: whether to ascend.
-        foreach: multi-tensor operations (True), one weight after the other (False), or whichever
-            path is fastest for each weight (None).
+        nesterov: whether to use Nesterov momentum, `β₁m + (1−β₁)g` instead of `m`.
+        maximize: whether to maximize the objective instead of minimizing it.
+        foreach: True uses multi-tensor operations, False steps one weight after the other, None
+            chooses the fastest path for each weight.
         capturable: whether the step may be captured in a CUDA graph; keeps step counts on the
             device.
-        differentiable: whether autograd may follow the step.
-        fused: True insists on a fused kernel; None uses one where it serves all weights of a
-            group, dtype and device.
-        scale_invariant: which weights are scale-invariant, and what can be scaled in them without
-            effect. "auto" asks the paper's test. "row", "tensor", ("head", number of heads) and
-            ("head_dim", rows of a head) declare it: every row, the weight as a whole, or every
-            group of so many consecutive rows loses its radial part in every step, untested;
-            `delta` plays no part and weight decay is always multiplied by `wd_ratio`. False never
-            projects. Weights with fewer than two dimensions are never projected. Ours, beyond the
-            paper; see docs/declared-invariance.md.
-        rounding: how bfloat16 and float16 weights take an update that is small beside them:
-            "nearest" rounds it, and often away; "stochastic" (bfloat16 only) rounds up or down by
-            chance, right on average; "kahan" keeps what rounding cut off in a second tensor of the
-            weight's dtype. See docs/low-precision.md.
-        state_dtype: None keeps moments in float32 (float64 for float64 weights), "bfloat16" in
-            half of that, "8bit" in a quarter by torchao's block-wise quantization (weights of at
-            least 4096 elements in whole blocks of 256; the others as with None).
+        differentiable: whether autograd may differentiate through the step.
+        fused: True requires a fused kernel. None uses one if it serves all weights of a group,
+            dtype and device.
+        scale_invariant: which weights are scale-invariant, and at which granularity. "auto" uses
+            the paper's test. The other values declare it: "row" every row, "tensor" the whole
+            weight, ("head", number of heads) or ("head_dim", rows of a head) every group of so
+            many consecutive rows. Declared weights are projected in every step without a test;
+            `delta` is not used and weight decay is always multiplied by `wd_ratio`. False never
+            projects. Weights with fewer than two dimensions are never projected. This option is
+            ours, beyond the paper; docs/declared-invariance.md has all its values.
+        rounding: how bfloat16 and float16 weights add an update that is small beside them.
+            "nearest" rounds, so the update is often lost. "stochastic" (bfloat16 only) rounds up or
+            down at random, right on average. "kahan" keeps the rounding error in a second tensor of
+            the weight's dtype. See docs/low-precision.md.
+        state_dtype: how moments are stored. None: float32 (float64 for float64 weights).
+            "bfloat16": half of that. "8bit": a quarter, by torchao's block-wise quantization, for
+            weights of at least 4096 elements in whole blocks of 256; the others as with None.
 
     Raises:
         TypeError: for an option of the wrong type, or complex weights.
-        ValueError: for an option out of range, or a weight whose rows the declared heads do not
-            share out evenly.
+        ValueError: for an option out of range, or if the declared heads do not divide the rows of
+            a weight.
         RuntimeError: for options that exclude each other, or weights whose rows cannot be seen
             (the flattened shards of FSDP1).
 
@@ -191,15 +192,15 @@ def adamp(
     nesterov: bool,
     maximize: bool,
 ) -> None:
-    """Functional form of `AdamP`: one step of these weights, all lists changed in place.
+    """Functional form of `AdamP`: takes one step and changes the tensors in place.
 
     Args:
         params: weights of any shapes.
         grads: a gradient for each.
         exp_avgs: first moments, float32 or, for float64 weights, float64.
-        exp_avg_sqs: second moments, likewise.
-        state_steps: 0-d tensors, the steps that each weight has taken; advanced by one.
-        foreach: as in `AdamP`, and so are all others.
+        exp_avg_sqs: second moments, of the same dtypes.
+        state_steps: 0-d tensors that count the steps of each weight; increased by one.
+        foreach: see `AdamP`.
         capturable: see `AdamP`.
         differentiable: see `AdamP`.
         fused: see `AdamP`.

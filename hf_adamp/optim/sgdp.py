@@ -24,36 +24,36 @@ __all__ = ["SGDP", "sgdp"]
 
 
 class SGDP(ProjectedOptimizer):
-    """Implements SGDP, SGD with momentum for networks with normalization layers.
+    """Implements SGDP: SGD with momentum for networks with normalization layers.
 
-    Works as `AdamP` does, on SGD's update. Weight decay is decoupled and, as in NAVER's
-    reference, scaled by `1 / (1 − momentum)`.
+    It tests and projects as `AdamP` does, but SGD's update. Weight decay is decoupled and, as in
+    NAVER's reference, scaled by `1 / (1 − momentum)`.
 
-    One thing differs from `adamp` 0.3.0 on purpose: without Nesterov momentum its update *is* the
-    momentum buffer, so projecting the update also strips the buffer of its radial part. The
-    paper's Algorithm 1 and timm project a copy, and so does this class.
+    One thing differs from `adamp` 0.3.0 on purpose. Without Nesterov momentum, the update there
+    *is* the momentum buffer, so projecting the update also removes the radial part of the buffer.
+    The paper's Algorithm 1 and timm project a copy, and so does this class.
 
     Args:
         params: weights, `(name, weight)` pairs or param groups, as for torch.optim.
         lr: learning rate, at least 0.
         momentum: momentum, in [0, 1).
-        dampening: dampening of the gradient in the momentum, in [0, 1]; from the first step on.
+        dampening: dampening for momentum, in [0, 1]; applied from the first step on.
         weight_decay: decoupled weight decay, at least 0.
-        nesterov: whether to look ahead, `g + momentum · buf` in place of `buf`.
+        nesterov: whether to use Nesterov momentum, `g + momentum · buf` instead of `buf`.
         eps: added to the norms, at least 0.
         delta: threshold of the test, at least 0 (the paper's δ).
         wd_ratio: factor on weight decay of projected weights, in [0, 1].
-        maximize: whether to ascend.
+        maximize: whether to maximize the objective instead of minimizing it.
         foreach: see `AdamP`.
-        capturable: accepted for symmetry with `AdamP`: no step of SGDP reads from the device.
-        differentiable: whether autograd may follow the step.
+        capturable: accepted for symmetry with `AdamP`; SGDP never reads from the device.
+        differentiable: whether autograd may differentiate through the step.
         fused: see `AdamP`.
         scale_invariant: see `AdamP`.
 
     Raises:
         TypeError: for an option of the wrong type, or complex weights.
-        ValueError: for an option out of range, `nesterov` without momentum, or a weight whose rows
-            the declared heads do not share out evenly.
+        ValueError: for an option out of range, for `nesterov` without momentum, or if the declared
+            heads do not divide the rows of a weight.
         RuntimeError: for options that exclude each other, or weights whose rows cannot be seen
             (the flattened shards of FSDP1).
 
@@ -152,13 +152,13 @@ def sgdp(
     wd_ratio: float,
     maximize: bool,
 ) -> None:
-    """Functional form of `SGDP`: one step of these weights, all lists changed in place.
+    """Functional form of `SGDP`: takes one step and changes the tensors in place.
 
     Args:
         params: weights of any shapes.
         grads: a gradient for each.
-        momentum_buffers: a buffer for each, zeros at first; empty without momentum.
-        foreach: as in `SGDP`, and so are all others.
+        momentum_buffers: a buffer for each, initially zeros; an empty list without momentum.
+        foreach: see `SGDP`.
         differentiable: see `SGDP`.
         fused: see `SGDP`.
         scale_invariant: see `SGDP`.
