@@ -12,24 +12,35 @@ from pathlib import Path
 
 from hf_adamp.diagnostics.plots import plot_runs
 from recipes.common.arms import ARMS
-from recipes.common.paired import PairedRow, paired_table
+from recipes.common.paired import PairedRow, paired_table, select
 from recipes.common.results import Result, ResultsFile
 from recipes.common.tables import format_cell, format_table
 from recipes.common.two_stages import final_runs, search_table
 
-from .demo import CHOSEN_BY, DEMO_ARMS, KINDS, RATES, VARIANTS, folder
+from .demo import CHOSEN_BY, DEMO_ARMS, EQUAL_RATE, KINDS, RATES, VARIANTS, folder
 
 KS = (1, 2, 4, 8)
 BEST = "best_epoch_on_test_recall_at_1"
-DRAWN = ("scratch", "frozen")  # the two that differ most; four lines can be told apart
+# The two that differ most; four lines can be told apart.
+DRAWN = {"scratch": "live", "frozen": "frozen"}
 
 
 def differences(results: Sequence[Result], measure: str, title: str) -> str:
-    """Return a measure of both arms, and the difference seed by seed: a line a variant."""
+    """Return a measure of both arms, and the difference seed by seed: a line a variant.
+
+    The last line is of untrained networks with an equal rate.
+    """
     rows = [
         PairedRow(name, *(final_runs(results, arm, variant=variant) for arm in DEMO_ARMS))
         for variant, name in VARIANTS.items()
     ]
+    equal = {"stage": "equal"}
+    rows.append(
+        PairedRow(
+            f"{VARIANTS['scratch']}, both at {EQUAL_RATE:g}",
+            *(select(results, arm, equal) for arm in DEMO_ARMS),
+        )
+    )
     return paired_table(rows, measure, title=title, scale=100)
 
 
@@ -66,14 +77,14 @@ def main() -> None:
     print(f"\n{differences(results, BEST, 'Recall@1, %, best epoch on test')}")
     print(f"\n{training_table(results)}")
     logs = {
-        f"{ARMS[arm]}, {VARIANTS[variant]}": [
+        f"{ARMS[arm]}, {short}": [
             folder(root, run) / "projection.jsonl"
             for run in final_runs(results, arm, variant=variant)
         ]
-        for variant in DRAWN
+        for variant, short in DRAWN.items()
         for arm in DEMO_ARMS
     }
-    title = "Proxy-Anchor on icons: the filters"
+    title = "Proxy-Anchor on icons: filters, BatchNorm live (untrained) and frozen (trained before)"
     picture = plot_runs(logs, root / "training.png", title=title, weights=KINDS["filters"])
     print(f"\npicture: {picture}")
 

@@ -5,9 +5,10 @@ r"""The small run: AdamW and AdamP on icons, BatchNorm live and frozen, in one p
 
 First the learning rate of each arm and variant is chosen by Recall@1 on a fifth of the training
 concepts, held out, with a seed that is not used again; then all seeds train on all training
-concepts, and the test concepts are scored. Variants that begin with trained weights need them in
-`ROOT/backbone`: `launch/demo.sh` makes them first. A run that is in results.jsonl already is not
-repeated. `--part 0 --of 2` and `--part 1 --of 2` share the work between two processes.
+concepts, and the test concepts are scored. Untrained networks run with one equal rate, too.
+Variants that begin with trained weights need them in `ROOT/backbone`: `launch/demo.sh` makes them
+first. A run that is in results.jsonl already is not repeated. `--part 0 --of 2` and `--part 1
+--of 2` share the work between two processes.
 """
 
 import dataclasses
@@ -27,7 +28,16 @@ from .modeling_embedder import CONVOLUTIONS
 from .train import DataArguments, ModelArguments, run
 from .trainer import RetrievalArguments
 
-__all__ = ["DEMO_ARMS", "KINDS", "RATES", "VARIANTS", "final_jobs", "folder", "search_jobs"]
+__all__ = [
+    "DEMO_ARMS",
+    "EQUAL_RATE",
+    "KINDS",
+    "RATES",
+    "VARIANTS",
+    "final_jobs",
+    "folder",
+    "search_jobs",
+]
 
 CONFIG = Path(__file__).parent / "configs" / "demo.yaml"
 DEMO_ARMS = ("adamw_torch", "adamp")
@@ -38,6 +48,8 @@ VARIANTS: Mapping[str, str] = {
     "frozen": "trained before, BatchNorm frozen",
 }
 RATES = (1e-3, 3e-3, 1e-2)
+# A small validation set can choose badly: untrained networks run with this rate in both arms, too.
+EQUAL_RATE = 3e-3
 SEARCH_SEEDS, SEEDS = (101,), (1, 2, 3, 4, 5)
 HELD_OUT = 0.2  # of the training concepts, in the search
 CHOSEN_BY = "validation_recall_at_1"
@@ -56,6 +68,8 @@ def final_jobs(results: Sequence[Result]) -> Iterator[Result]:
     for seed, variant, arm in itertools.product(SEEDS, VARIANTS, DEMO_ARMS):
         rate = chosen_rate(results, arm, CHOSEN_BY, variant=variant)
         yield Result(arm, {"variant": variant, "lr": rate, "stage": "final"}, seed)
+    for seed, arm in itertools.product(SEEDS, DEMO_ARMS):
+        yield Result(arm, {"variant": "scratch", "lr": EQUAL_RATE, "stage": "equal"}, seed)
 
 
 def folder(root: Path, job: Result) -> Path:

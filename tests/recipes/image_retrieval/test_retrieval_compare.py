@@ -8,6 +8,7 @@ from recipes.common.results import Result, ResultsFile
 from recipes.image_retrieval import compare
 from recipes.image_retrieval.demo import (
     DEMO_ARMS,
+    EQUAL_RATE,
     RATES,
     SEARCH_SEEDS,
     SEEDS,
@@ -61,9 +62,10 @@ def finished(root):
 
 def test_final_jobs_take_the_rate_that_validation_chose_and_new_seeds():
     jobs = list(final_jobs(searched()))
-    assert len(jobs) == len(SEEDS) * len(VARIANTS) * len(DEMO_ARMS)
-    chosen = {(job.arm, job.setting["lr"]) for job in jobs}
+    assert len(jobs) == len(SEEDS) * (len(VARIANTS) + 1) * len(DEMO_ARMS)
+    chosen = {(job.arm, job.setting["lr"]) for job in jobs if job.setting["stage"] == "final"}
     assert chosen == set(zip(DEMO_ARMS, RATES[1:], strict=False))
+    assert {j.setting["lr"] for j in jobs if j.setting["stage"] == "equal"} == {EQUAL_RATE}
     assert not set(SEEDS) & set(SEARCH_SEEDS)
 
 
@@ -92,6 +94,8 @@ def test_compare_prints_what_was_measured(tmp_path, monkeypatch, capsys):
     ]
     name = VARIANTS["live"]
     assert rows.count([name, "80.30 ± 0.16", "81.30 ± 0.16", "+1.00 ± 0.00", "5"]) == 4
+    equal = f"{VARIANTS['scratch']}, both at {EQUAL_RATE:g}"
+    assert sum(row[:1] == [equal] and "+1.00 ± 0.00" in row for row in rows) == 5 - 1
     growth = ["×1.50 ± 0.00", "50%", "×2.50 ± 0.00", "50%", "12"]
     assert [name, "AdamP", f"{RATES[2]:g}", *growth] in rows
     assert len(drawn) == 4
