@@ -55,7 +55,7 @@ SANITIZED_CPU := $(SANITIZED)/hf_adamp/optim/backends/cpu
 sanitize: $(VENV)/.dev ## the C kernel's tests under AddressSanitizer and UndefinedBehaviorSanitizer; needs gcc (4 min)
 	rm -rf $(SANITIZED) && mkdir -p $(SANITIZED) && cp -R hf_adamp $(SANITIZED)
 	find $(SANITIZED) -name '_native*' -delete
-	gcc -std=gnu11 -O1 -g -fno-omit-frame-pointer -fopenmp -fsanitize=address,undefined \
+	gcc -std=gnu11 -O1 -g -fno-omit-frame-pointer -fopenmp-simd -fsanitize=address,undefined \
 	    -fno-sanitize-recover=undefined -shared -fPIC $(SANITIZED_CPU)/csrc/kernel.c -lm \
 	    -o $(SANITIZED_CPU)/_native.so
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \

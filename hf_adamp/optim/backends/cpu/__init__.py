@@ -23,7 +23,8 @@ from ...projection import Decision, View, Views, total
 from ...rules import is_adam
 from ..addresses import ROUNDINGS, addresses_of, as_piece, memory_refusal
 from ..base import Backend, Candidate, Members, Outcome, Prepared, Step
-from .library import SEGMENT, Problem, Rule, has_float16, load
+from .crew import CREW
+from .library import SEGMENT, Problem, Rule, has_float16, level, load
 
 __all__ = ["NATIVE", "Native"]
 
@@ -127,6 +128,7 @@ class NativeSection(Prepared):
             n_tasks=len(tables.tasks),
             n_order=len(tables.order),
             rounding=ROUNDINGS[members.rounding],
+            level=level(),
             rule_of=rule_of.buffer_info()[0],
             scalars=scalars.data_ptr(),
             blocks=blocks,
@@ -201,7 +203,7 @@ class NativeSection(Prepared):
         problem.moment_dtype = _DTYPES[step.moments[0][0].dtype] if step.moments else 0
         self._set_rules(step)
         threads = torch.get_num_threads() if self._threads else 1
-        getattr(library, f"hf_adamp_{function}")(ctypes.byref(problem), threads)
+        CREW.run(library, function, problem, threads)
         # What autograd goes by to find that a tensor it saved has changed. It never saves moments.
         changed = [p for p, grad in zip(step.params, self._grads, strict=True) if grad]
         torch.autograd.graph.increment_version(changed)

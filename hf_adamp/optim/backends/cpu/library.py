@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import ctypes
 import importlib.machinery
-import re
 import sys
 from functools import lru_cache
 from pathlib import Path
 
+import torch
+
 from ...rules import Coefficients
 
-__all__ = ["SEGMENT", "Block", "Problem", "Rule", "Task", "has_float16", "load"]
+__all__ = ["SEGMENT", "Block", "Crew", "Problem", "Rule", "Task", "has_float16", "level", "load"]
 
 # As in types.h.
-VERSION = 4
+VERSION = 5
 SEGMENT = 32768
-_LONG = ctypes.sizeof(ctypes.c_long)
 
 
 class Rule(ctypes.Structure):
@@ -55,6 +55,7 @@ class Problem(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_int32) for name in ("kind", "weight_dtype", "moment_dtype", "rounding")),
+        ("level", ctypes.c_int32),
         *((name, ctypes.c_int64) for name in ("n_tensors", "n_blocks", "n_tasks", "n_order")),
         *(
             (name, ctypes.c_void_p)
@@ -69,10 +70,15 @@ class Problem(ctypes.Structure):
     ]
 
 
+class Crew(ctypes.Structure):
+    """`struct crew`."""
+
+    _fields_ = [("inside", ctypes.c_int32), ("queue", ctypes.c_void_p)]
+
+
 _EXPECTED = [
     VERSION,
-    *map(ctypes.sizeof, (Rule, Block, Task, Problem)),
-    _LONG,
+    *map(ctypes.sizeof, (Rule, Block, Task, Problem, Crew)),
     SEGMENT,
 ]
 
@@ -87,7 +93,6 @@ def load() -> tuple[ctypes.CDLL | None, str]:
             "is not; run `pip install .` with a C compiler"
         )
     try:
-        _share_openmp()
         library = ctypes.CDLL(str(path))
     except OSError as error:
         return None, f"could not be loaded ({error})"
@@ -95,8 +100,10 @@ def load() -> tuple[ctypes.CDLL | None, str]:
         return None, "was compiled from another version; reinstall hf-adamp"
     for name in ("step", "measure", "write"):
         function = getattr(library, f"hf_adamp_{name}")
-        function.argtypes = [ctypes.POINTER(Problem), ctypes.c_int32]
+        function.argtypes = [ctypes.POINTER(Problem), ctypes.POINTER(Crew)]
         function.restype = None
+    library.hf_adamp_help.argtypes = [ctypes.POINTER(Crew)]
+    library.hf_adamp_help.restype = None
     return library, ""
 
 
@@ -104,6 +111,14 @@ def has_float16() -> bool:
     """Whether the compiler knew 16-bit floats."""
     library, _ = load()
     return library is not None and bool(_build(library)[-1])
+
+
+def level() -> int:
+    """Which of the kernel's `LEVELS` the processor has: the one that torch's own kernels run at.
+
+    `ATEN_CPU_CAPABILITY`, which lowers torch's, lowers it too.
+    """
+    return {"AVX2": 1, "AVX512": 2}.get(torch.backends.cpu.get_cpu_capability(), 0)
 
 
 def _build(library: ctypes.CDLL) -> list[int]:
@@ -128,18 +143,3 @@ def _find() -> Path | None:
         for end in importlib.machinery.EXTENSION_SUFFIXES
     )
     return next((path for path in candidates if path.exists()), None)
-
-
-def _share_openmp() -> None:
-    """Make torch's OpenMP runtime the one that the kernel's symbols are found in.
-
-    The kernel is linked to none: two runtimes in one process keep two pools of threads, which
-    fight over the cores, and only torch's own heeds `torch.set_num_threads`.
-    """
-    try:
-        maps = Path("/proc/self/maps").read_text()
-    except OSError:
-        return
-    for path in sorted(set(re.findall(r"\S*/lib(?:gomp|iomp5|omp)[^/\s]*\.so\S*", maps))):
-        ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
-        return

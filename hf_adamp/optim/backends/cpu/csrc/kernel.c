@@ -14,7 +14,14 @@
  */
 #include "types.h"
 
+#ifdef _WIN32
+/* All that is needed of windows.h. */
+__declspec(dllimport) int __stdcall SwitchToThread(void);
+#define GIVE_WAY SwitchToThread
+#else
 #include <sched.h>
+#define GIVE_WAY sched_yield
+#endif
 
 typedef uint16_t bfloat16;
 
@@ -176,25 +183,21 @@ INLINE void add_lanes(float lanes[STATISTICS][LANES], float *sums)
 #include "rows.h"
 #else
 #define HAS_FLOAT16 0
-#define measure_task_float16 measure_task_bfloat16
-#define measure_task_float16_low measure_task_bfloat16_low
-#define write_task_float16 write_task_bfloat16
-#define write_task_float16_low write_task_bfloat16_low
 #endif
 
 typedef void (*work)(const struct problem *p, const struct task *t);
 
-/* By type of weight and whether moments are bfloat16. */
-static const work MEASURE[3][2] = {
-    {measure_task_float32, measure_task_float32_low},
-    {measure_task_bfloat16, measure_task_bfloat16_low},
-    {measure_task_float16, measure_task_float16_low},
-};
-static const work WRITE[3][2] = {
-    {write_task_float32, write_task_float32_low},
-    {write_task_bfloat16, write_task_bfloat16_low},
-    {write_task_float16, write_task_float16_low},
-};
+/* By level, type of weight and whether moments are bfloat16. */
+#if HAS_FLOAT16
+#define OF_FLOAT16(f) {f##_float16, f##_float16_low}
+#else
+#define OF_FLOAT16(f) {0, 0}
+#endif
+#define OF_TYPES(f) {{f##_float32, f##_float32_low}, {f##_bfloat16, f##_bfloat16_low}, OF_FLOAT16(f)},
+#define MEASURES(level, target) OF_TYPES(measure_task##level)
+#define WRITES(level, target) OF_TYPES(write_task##level)
+static const work MEASURE[][3][2] = {LEVELS(MEASURES)};
+static const work WRITE[][3][2] = {LEVELS(WRITES)};
 
 /* The sums of a block's split rows, from their parts in order. */
 static void add_parts(const struct problem *p, int64_t block)
@@ -258,65 +261,107 @@ static void measure_one(const struct problem *p, const struct task *t, work meas
     atomic_store(&p->left[t->block], -1);
 }
 
+INLINE void wait_for_others(int spins)
+{
+    if (spins > 100)
+        GIVE_WAY();
+}
+
 static void write_one(const struct problem *p, const struct task *t, work write)
 {
     /* Whoever measures the weight's last task has taken it already, so this ends. */
-    for (int spins = 0; atomic_load(&p->left[t->block]) >= 0; spins++)
-        if (spins > 100)
-            sched_yield();
+    for (int spins = 0; atomic_load(&p->left[t->block]) >= 0;)
+        wait_for_others(spins++);
     write(p, t);
 }
 
-/* Work through the queue: the tasks that are measured, those that are written, or both. */
-static void run(const struct problem *p, int measures, int writes, int32_t threads)
+/* The tasks of a problem that are measured, those that are written, or both. */
+struct queue {
+    const struct problem *problem;
+    int measures, writes;
+    _Atomic int64_t next;
+};
+
+static void work_through(struct queue *queue)
 {
+    const struct problem *p = queue->problem;
     const int low = p->moment_dtype != FLOAT32;
-    const work measure = MEASURE[p->weight_dtype][low], write = WRITE[p->weight_dtype][low];
-    _Atomic int64_t next = 0;
-#pragma omp parallel num_threads(threads) if (threads > 1)
-    for (int64_t i; (i = atomic_fetch_add(&next, 1)) < p->n_order;) {
+    const work measure = MEASURE[p->level][p->weight_dtype][low];
+    const work write = WRITE[p->level][p->weight_dtype][low];
+    for (int64_t i; (i = atomic_fetch_add(&queue->next, 1)) < p->n_order;) {
         const int64_t entry = p->order[i];
         const struct task *t = &p->tasks[entry < 0 ? -1 - entry : entry];
         if (!has_gradient(p, t))
             continue;
-        if (entry < 0 && writes)
+        if (entry < 0 && queue->writes)
             write_one(p, t, write);
-        else if (entry >= 0 && measures)
-            measure_one(p, t, measure, writes);
+        else if (entry >= 0 && queue->measures)
+            measure_one(p, t, measure, queue->writes);
     }
 }
 
+/* Work through the queue, together with the threads of a crew that come to help. */
+static void run(const struct problem *p, int measures, int writes, struct crew *crew)
+{
+    struct queue queue = {.problem = p, .measures = measures, .writes = writes};
+    if (crew) {
+        crew->queue = &queue;
+        atomic_store(&crew->inside, 0);
+    }
+    work_through(&queue);
+    /* The queue is empty, so those inside end. Who comes later finds it closed. */
+    int32_t inside = 0;
+    for (int spins = 0; crew && !atomic_compare_exchange_weak(&crew->inside, &inside, CLOSED);) {
+        inside = 0;
+        wait_for_others(spins++);
+    }
+}
+
+/* What the threads of a crew call when they are woken. */
+EXPORT void hf_adamp_help(struct crew *crew)
+{
+    int32_t inside = atomic_load(&crew->inside);
+    for (int spins = 0; inside == EXPECTED; inside = atomic_load(&crew->inside))
+        wait_for_others(spins++);
+    while (inside >= 0)
+        if (atomic_compare_exchange_weak(&crew->inside, &inside, inside + 1)) {
+            work_through(crew->queue);
+            atomic_fetch_sub(&crew->inside, 1);
+            return;
+        }
+}
+
 /* A step of weights that no other process has a say in. */
-EXPORT void hf_adamp_step(const struct problem *p, int32_t threads)
+EXPORT void hf_adamp_step(const struct problem *p, struct crew *crew)
 {
     count_steps(p);
     for (int64_t b = 0; b < p->n_blocks; b++)
         atomic_init(&p->left[b], p->blocks[b].tasks);
-    run(p, 1, 1, threads);
+    run(p, 1, 1, crew);
 }
 
 /* The first half of one: moments, statistics and, by the guess, weights. */
-EXPORT void hf_adamp_measure(const struct problem *p, int32_t threads)
+EXPORT void hf_adamp_measure(const struct problem *p, struct crew *crew)
 {
     count_steps(p);
     for (int64_t b = 0; b < p->n_blocks; b++)
         atomic_init(&p->left[b], p->blocks[b].tasks);
-    run(p, 1, 0, threads);
+    run(p, 1, 0, crew);
 }
 
 /* The second half: what was not written, or by a wrong guess, with the shifts that were decided. */
-EXPORT void hf_adamp_write(const struct problem *p, int32_t threads)
+EXPORT void hf_adamp_write(const struct problem *p, struct crew *crew)
 {
     for (int64_t b = 0; b < p->n_blocks; b++)
         atomic_init(&p->left[b], -1);
-    run(p, 0, 1, threads);
+    run(p, 0, 1, crew);
 }
 
 /* What library.py must agree with: the version, the sizes of the structures, what was compiled. */
 EXPORT void hf_adamp_build(int64_t *build, int64_t n)
 {
     const int64_t all[] = {VERSION, sizeof(struct rule), sizeof(struct block), sizeof(struct task),
-                           sizeof(struct problem), sizeof(atomic_long), SEGMENT, HAS_FLOAT16};
+                           sizeof(struct problem), sizeof(struct crew), SEGMENT, HAS_FLOAT16};
     for (int64_t i = 0; i < n; i++)
         build[i] = i < (int64_t)(sizeof all / sizeof *all) ? all[i] : -1;
 }

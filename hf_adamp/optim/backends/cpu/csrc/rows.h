@@ -253,16 +253,18 @@ INLINE void NAME(write_rows)(const int kind, const int rounding, const struct pr
             FOR_KIND(f, STOCHASTIC);                      \
     } while (0)
 
-MULTIVERSION static void NAME(measure_task)(const struct problem *p, const struct task *t)
-{
-    FOR_ROUNDING(NAME(measure_rows));
-}
+#define TASKS(level, target)                                                                    \
+    target static void NAME(measure_task##level)(const struct problem *p, const struct task *t) \
+    {                                                                                           \
+        FOR_ROUNDING(NAME(measure_rows));                                                       \
+    }                                                                                           \
+    target static void NAME(write_task##level)(const struct problem *p, const struct task *t)   \
+    {                                                                                           \
+        FOR_ROUNDING(NAME(write_rows));                                                         \
+    }
+LEVELS(TASKS)
 
-MULTIVERSION static void NAME(write_task)(const struct problem *p, const struct task *t)
-{
-    FOR_ROUNDING(NAME(write_rows));
-}
-
+#undef TASKS
 #undef FOR_KIND
 #undef FOR_ROUNDING
 #undef WEIGHT

@@ -13,17 +13,20 @@
 #define EXPORT __attribute__((visibility("default")))
 #endif
 
-/* One build serves every x86-64: the loader picks the widest version the processor has. */
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && \
-    !defined(__SANITIZE_ADDRESS__)
-#define MULTIVERSION __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+/* One build serves every x86-64: each task is compiled for the sets of instructions that torch
+ * compiles its own kernels for, and torch says which of them the processor has. */
+#ifdef __x86_64__
+#define LEVELS(f)                                                 \
+    f(_plain, )                                                   \
+    f(_avx2, __attribute__((target("avx2,fma,f16c"))))            \
+    f(_avx512, __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl"))))
 #else
-#define MULTIVERSION
+#define LEVELS(f) f(_plain, )
 #endif
 #define INLINE static inline __attribute__((always_inline))
 
 /* One more with every change of what library.py calls. */
-#define VERSION 4
+#define VERSION 5
 /* The longest stretch worked on at once: a longer row is split, and a weight up to this size is
  * decided on the spot, while its step is still in a buffer of the second cache. */
 #define SEGMENT 32768
@@ -85,6 +88,7 @@ struct scalars {
 /* A section and a step of it. Arrays are by tensor, block, task, row or vector. */
 struct problem {
     int32_t kind, weight_dtype, moment_dtype, rounding;
+    int32_t level; /* which of LEVELS */
     int64_t n_tensors, n_blocks, n_tasks, n_order;
     const struct rule *rules;
     const int64_t *rule_of;                /* by tensor */
@@ -99,13 +103,21 @@ struct problem {
     const struct task *tasks;
     const int64_t *order; /* i: measure task i; −1 − i: write task i, some weights later */
     const int64_t *vectors; /* rows of each declared vector; negative: never projected */
-    atomic_long *left;      /* by block: tasks that are to be measured before the decision */
+    _Atomic int64_t *left;  /* by block: tasks that are to be measured before the decision */
     float *stats;           /* STATISTICS × n_rows */
     int64_t n_rows;
     float *partials;        /* STATISTICS a slot */
     float *written;         /* by row: the shift that it was written with; NaN where it was not */
     float *shift;           /* by row: the shift that was decided */
     int8_t *views;          /* by block */
+};
+
+/* Where threads find the queue that they can help with. Whoever wants help sets `inside` to EXPECTED,
+ * wakes them and begins; while it is open, it counts those who have come in. */
+enum door { CLOSED = -1, EXPECTED = -2 };
+struct crew {
+    _Atomic int32_t inside;
+    struct queue *queue;
 };
 
 #endif
