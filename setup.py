@@ -1,8 +1,11 @@
 """The native kernel, which is optional: without a C compiler the package installs without it."""
 
 import platform
+import sysconfig
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
 
 # Of OpenMP only the marks on loops, which need no runtime. No flag may let the compiler forget NaN
 # or infinity.
@@ -10,6 +13,25 @@ _EVERYWHERE = ["-O3", "-std=gnu11", "-fno-math-errno", "-fno-trapping-math", "-f
 _FLAGS = {"Linux": _EVERYWHERE, "Darwin": _EVERYWHERE}
 
 _FOLDER = "hf_adamp/optim/backends/cpu"
+
+
+class Kernel(build_ext):
+    """Plain C that ctypes loads: one file serves every Python, so its name tells of none."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        """Leave out the tag of the Python that builds it."""
+        name: str = super().get_ext_filename(fullname)
+        tagged = sysconfig.get_config_var("EXT_SUFFIX")
+        return name.removesuffix(tagged) + ".so" if tagged else name
+
+
+class Wheel(bdist_wheel):
+    """One wheel a platform, for every Python 3."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        """Keep the platform only."""
+        return "py3", "none", super().get_tag()[2]
+
 
 native = Extension(
     f"{_FOLDER.replace('/', '.')}._native",
@@ -19,4 +41,7 @@ native = Extension(
     optional=True,
 )
 
-setup(ext_modules=[native] if platform.system() in _FLAGS else [])
+setup(
+    ext_modules=[native] if platform.system() in _FLAGS else [],
+    cmdclass={"build_ext": Kernel, "bdist_wheel": Wheel},
+)

@@ -140,6 +140,6 @@ def _find() -> Path | None:
     candidates = (
         place / f"_native{end}"
         for place in places
-        for end in importlib.machinery.EXTENSION_SUFFIXES
+        for end in (".so", *importlib.machinery.EXTENSION_SUFFIXES)
     )
     return next((path for path in candidates if path.exists()), None)
