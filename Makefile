@@ -19,7 +19,7 @@ WITHOUT_DEPENDENCIES := $(BIN)/python -m pip install --quiet --constraint constr
 PYTEST  := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo paper-images test test-fast test-vision test-deepspeed sanitize lint format bench docs clean demo-adversarial demo-audio demo-detection demo-rebias demo-retrieval demo-transformer-xl paper compare-transformer-xl
+.PHONY: help demo paper-images test test-fast test-vision test-deepspeed sanitize wheels lint format bench docs clean demo-adversarial demo-audio demo-detection demo-rebias demo-retrieval demo-transformer-xl paper compare-transformer-xl
 
 help: ## list the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-22s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -118,6 +118,10 @@ demo-rebias: $(VENV)/.recipes ## Adam, AdamW and AdamP in ReBias's two-player ga
 demo-retrieval: $(VENV)/.recipes ## AdamW and AdamP with Proxy-Anchor on icons, BatchNorm live and frozen
 	PATH="$(abspath $(BIN)):$$PATH" bash recipes/image_retrieval/launch/demo.sh
 
+# Cross-compiled; see the script.
+wheels: $(VENV)/wheels/.done ## a wheel for each platform and the source distribution, checked: dist/ (6 min)
+	bash tools/wheels.sh $(VENV)/wheels/bin
+
 clean: ## remove the virtual environment, runs and caches
 	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -160,6 +164,12 @@ $(VENV)/vision/.done: pyproject.toml | $(BIN)/python
 	$(VENV)/vision/bin/python -m pip install --quiet torch==2.14.1 torchvision==0.29.1 timm \
 	    --editable '.[test]'
 	$(VENV)/vision/bin/python -m pip install --quiet --constraint constraints.txt --no-deps arcade
+	@touch $@
+
+$(VENV)/wheels/.done: | $(BIN)/python
+	$(BIN)/python -m venv $(VENV)/wheels
+	$(VENV)/wheels/bin/python -m pip install --quiet 'setuptools>=77' build==1.6.1 ziglang==0.17.1 \
+	    twine==7.0.0 auditwheel==6.8.2
 	@touch $@
 
 # DeepSpeed brings packages that nothing else here asks for.

@@ -22,7 +22,8 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 root_doc = "docs/index"
 include_patterns = [
     *("*.md", "docs/*.md"),
-    *("recipes/README.md", "recipes/*/README.md", "recipes/*/fixtures/*.md"),
+    *("recipes/README.md", "recipes/*/README.md"),
+    *("recipes/*/fixtures/*.md", "recipes/*/results/*.md"),
 ]
 exclude_patterns = [".*", "runs", "build", "dist", "hf_adamp", "tests"]
 
