@@ -139,6 +139,8 @@ def _bar(model: nn.Module, steps: int, *, shown: bool) -> Iterator[Callable[[], 
     tqdm = import_module("tqdm.auto").tqdm
     with tqdm(total=steps, desc=f"probe {type(model).__name__}", leave=False) as bar:
         yield bar.update
+        # It draws itself ten times a second at most, so its end may not have been seen.
+        bar.refresh()
 
 
 @contextmanager
