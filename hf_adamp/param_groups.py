@@ -134,8 +134,7 @@ def get_param_groups(
     Returns:
         One or two groups with `params` and `weight_decay`, ready for any torch optimizer. With
         `scale_invariance` there is a group for each of its values, with this `scale_invariant`.
-        The list also tells AdamP and SGDP the names of the weights, by which checkpoints are
-        matched.
+        The list also tells AdamP and SGDP the weights' names, by which checkpoints are matched.
 
     Raises:
         TypeError: `model` is not a module, `weight_decay` not a number, `scale_invariance` not a

@@ -21,6 +21,7 @@ from hf_adamp.integration.process_exit import run_and_exit
 from recipes.common.arguments import parse
 from recipes.common.matched_trainer import MatchedArguments
 from recipes.common.small_convnet import SmallConvNet
+from recipes.common.training import train_and_log
 
 from .attacks import NORMS, PARTS, ThreatModel, survivors
 from .batches import Collator, ImageDataset
@@ -226,14 +227,11 @@ def run(
         counts = ", ".join(f"{len(images.labels):,} {n}" for n, images in source.splits.items())
         weights = sum(parameter.numel() for parameter in model.parameters())
         print(f"{weights:,} weights, {len(source.names)} classes, images: {counts}")
-    resume = args.resume_from_checkpoint
-    result = trainer.train(resume_from_checkpoint=resume if resume != "true" else True)
-    trainer.log_metrics("train", result.metrics)
-    trainer.save_metrics("train", result.metrics)
+    trained = train_and_log(trainer)
     model.to(memory_format=torch.contiguous_format)
     trainer.save_model()
     trainer.save_state()
-    measures = result.metrics | evaluate(trainer, "validation", source.splits["validation"])
+    measures = trained | evaluate(trainer, "validation", source.splits["validation"])
     if test:
         measures |= evaluate_test(trainer, first(source.splits["test"], data.test_images), attack)
     return measures

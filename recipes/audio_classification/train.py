@@ -28,6 +28,7 @@ from transformers import (
 from hf_adamp import ProjectionLog
 from hf_adamp.integration.process_exit import run_and_exit
 from recipes.common.arguments import parse
+from recipes.common.training import train_and_log
 
 from .adam_then_sgd import published_schedule
 from .clips import Collator, EqualChunks, RandomCrops, average_chunks
@@ -243,10 +244,7 @@ def main(argv: list[str] | None = None) -> None:
     if trainer.is_world_process_zero():
         counts = ", ".join(f"{len(split):,} for {name}" for name, split in clips.items())
         print(f"{model.num_parameters():,} weights, {len(names)} labels, clips: {counts}")
-    resume = args.resume_from_checkpoint
-    result = trainer.train(resume_from_checkpoint=resume if resume != "true" else True)
-    trainer.log_metrics("train", result.metrics)
-    trainer.save_metrics("train", result.metrics)
+    train_and_log(trainer)
     trainer.save_model()
     trainer.save_state()
     evaluate_splits(trainer, clips, data, names)

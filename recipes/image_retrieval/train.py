@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModel, set_seed
 from hf_adamp import ProjectionLog
 from hf_adamp.integration.process_exit import run_and_exit
 from recipes.common.arguments import parse
+from recipes.common.training import train_and_log
 
 from .batches import RetrievalSet, icon_pixels, photo_transform, turn_and_move
 from .configuration_embedder import LOSSES, ImageEmbedderConfig
@@ -151,10 +152,7 @@ def run(models: ModelArguments, data: DataArguments, args: RetrievalArguments) -
             f"{weights:,} weights; {len(train):,} images of {num_classes:,} classes train, "
             f"{len(scored):,} {split}"
         )
-    resume = args.resume_from_checkpoint
-    result = trainer.train(resume_from_checkpoint=resume if resume != "true" else True)
-    trainer.log_metrics("train", result.metrics)
-    trainer.save_metrics("train", result.metrics)
+    trained = train_and_log(trainer)
     trainer.save_model()
     trainer.save_state()
     metrics = trainer.evaluate(metric_key_prefix=split)
@@ -163,7 +161,7 @@ def run(models: ModelArguments, data: DataArguments, args: RetrievalArguments) -
         metrics |= best_epoch(trainer.state.log_history)
     trainer.log_metrics(split, metrics)
     trainer.save_metrics(split, metrics)
-    return result.metrics | metrics
+    return trained | metrics
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -21,6 +21,7 @@ from hf_adamp import ProjectionLog
 from hf_adamp.integration.process_exit import run_and_exit
 from recipes.common.arguments import parse
 from recipes.common.matched_trainer import MatchedArguments
+from recipes.common.training import train_and_log
 
 from .batches import MEAN, STD, Detections, collate
 from .configuration_centernet import CenterNetConfig
@@ -192,13 +193,10 @@ def run(
         counts = ", ".join(f"{len(images):,} {name}" for name, images in source.splits.items())
         weights = sum(parameter.numel() for parameter in trainer.model.parameters())
         print(f"{weights:,} weights, {len(source.names)} classes, images: {counts}")
-    resume = args.resume_from_checkpoint
-    result = trainer.train(resume_from_checkpoint=resume if resume != "true" else True)
-    trainer.log_metrics("train", result.metrics)
-    trainer.save_metrics("train", result.metrics)
+    trained = train_and_log(trainer)
     trainer.save_model()
     trainer.save_state()
-    measures = dict(result.metrics)
+    measures = dict(trained)
     for split in ("validation", "test") if test and "test" in source.splits else ("validation",):
         metrics = trainer.evaluate(data.held_out_set(source, split), metric_key_prefix=split)
         trainer.log_metrics(split, metrics)
