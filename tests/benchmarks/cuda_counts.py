@@ -138,7 +138,7 @@ def count_launches(shapes):
             return lambda *_, **__: ours.update([self.name])
 
     class Kernels:
-        Column = cuda._kernels().Column
+        Column, tl = cuda._kernels().Column, cuda._kernels().tl
         measure, decide, write = map(Counted, KERNELS)
 
     # A mode that sees operations makes kernels that read addresses refuse.

@@ -138,8 +138,9 @@ class TritonSection(Prepared):
     def run(self, step: Step) -> Outcome | None:
         """All three stages; the decision is one more kernel where rows stand for themselves."""
         layout = self.members.layout
-        stats = self._measure(step)
+        stats = self.accumulate(step)
         if layout is None:
+            self.apply(step, None)
             return None
         if layout.segments is not None or layout.counted is not None:
             totals = total(stats, layout)
@@ -150,8 +151,16 @@ class TritonSection(Prepared):
         return Outcome(stats, totals, decision)
 
     def accumulate(self, step: Step) -> Tensor:
-        """Advance the moments, sum up rows, and write what has none."""
-        return self._measure(step)
+        """Advance the moments, sum up rows, and write what has none or is settled."""
+        self._addresses = self._table_of_addresses(step)
+        self._coefficients = self._table_of_coefficients(step)
+        self._seeds = self._table("seeds", step.seeds or [0], torch.int64)
+        # Records of an earlier step look at its numbers.
+        stats = torch.zeros_like(self._stats) if step.recording else self._stats
+        for launch in self._launches:
+            arguments = self._limits, stats, self._stats.shape[1], self._done
+            self._launch(_kernels().measure, launch, step, *arguments)
+        return stats
 
     def apply(self, step: Step, decision: Decision | None) -> None:
         """Write what has rows."""
@@ -161,19 +170,6 @@ class TritonSection(Prepared):
                 if launch.has_rows:
                     self._launch(kernel, launch, step, decision.shift, self._done)
         torch.autograd.graph.increment_version(step.params)
-
-    def _measure(self, step: Step) -> Tensor:
-        self._addresses = self._table_of_addresses(step)
-        self._coefficients = self._table_of_coefficients(step)
-        self._seeds = self._table("seeds", step.seeds or [0], torch.int64)
-        # Records of an earlier step look at its numbers.
-        stats = torch.zeros_like(self._stats) if step.recording else self._stats
-        for launch in self._launches:
-            arguments = self._limits, stats, self._stats.shape[1], self._done
-            self._launch(_kernels().measure, launch, step, *arguments)
-        if self.members.layout is None:
-            torch.autograd.graph.increment_version(step.params)
-        return stats
 
     def _decide(self, stats: Tensor) -> tuple[Tensor, Decision]:
         layout = self.members.layout
@@ -192,8 +188,7 @@ class TritonSection(Prepared):
         return totals, Decision(views, shift)
 
     def _launch(self, kernel: Any, launch: _Launch, step: Step, *arguments: Any) -> None:
-        import triton.language as tl  # noqa: PLC0415
-
+        tl = _kernels().tl
         moment = step.moments[0][0].dtype if step.moments else torch.float32
         with self._device():
             kernel[(launch.end - launch.begin,)](
