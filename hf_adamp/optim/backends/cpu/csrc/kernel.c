@@ -83,17 +83,24 @@ INLINE float step_of(int kind, float g, float m, float v, const struct rule *rul
     return scalars.step_size * (numerator / (sqrtf(v) * scalars.inverse_root + rule->eps));
 }
 
-/* The sum of each statistic's lanes. Written out, since a loop over the halves stays a loop. */
+typedef float eight_floats __attribute__((vector_size(32)));
+typedef float four_floats __attribute__((vector_size(16)));
+
+/* The sum of each statistic's lanes, halved until one is left. In vectors, since compilers take the
+ * loops for sums over the statistics, and gather their numbers one by one; a row waits for this. */
 INLINE void add_lanes(float lanes[STATISTICS][LANES], float *sums)
 {
 #pragma GCC unroll 5
     for (int k = 0; k < STATISTICS; k++) {
-        float eight[LANES / 2], four[LANES / 4];
-        for (int l = 0; l < LANES / 2; l++)
-            eight[l] = lanes[k][l] + lanes[k][l + LANES / 2];
-        for (int l = 0; l < LANES / 4; l++)
-            four[l] = eight[l] + eight[l + LANES / 4];
-        sums[k] = (four[0] + four[2]) + (four[1] + four[3]);
+        eight_floats low, high;
+        memcpy(&low, lanes[k], sizeof low);
+        memcpy(&high, lanes[k] + LANES / 2, sizeof high);
+        low += high;
+        four_floats first, second;
+        memcpy(&first, &low, sizeof first);
+        memcpy(&second, (const char *)&low + sizeof first, sizeof second);
+        first += second;
+        sums[k] = (first[0] + first[2]) + (first[1] + first[3]);
     }
 }
 

@@ -35,6 +35,10 @@
 /* Elements that are worked on side by side, whatever the width of the processor's registers. Sums
  * are added in this order everywhere, so results do not depend on the processor either. */
 #define LANES 16
+/* How far ahead memory is asked for, in elements. Of 256, 384, 512, 640, 768 and 1024 the fastest for
+ * rows of 64 to 4608 float32 on an AMD EPYC: nearer comes too late, farther falls out of the first
+ * cache again. */
+#define AHEAD 512
 /* A row that loses more than this of itself in a step cannot be recovered from what is left. */
 #define RECOVERABLE 0.5f
 #define MAXIMUM(a, b) ((a) > (b) ? (a) : (b))
