@@ -49,65 +49,32 @@ INLINE bfloat16 store_bfloat16(float x)
     return x != x ? 0x7fc0 : (bfloat16)(rounded >> 16);
 }
 
-/* 16 random bits for an element: a hash of where it is, of the seed of its weight and step, and of
- * what they are for. The mixer is Wellons' lowbias32, https://nullprogram.com/blog/2018/07/31/. */
-INLINE uint32_t noise_of(uint64_t seed, int64_t i, uint32_t purpose)
+/* 32 random bits for an element, enough to round two numbers: a hash of where it is, of the seed of
+ * its weight and step, and of what they are for. The mixer is Wellons' lowbias32,
+ * https://nullprogram.com/blog/2018/07/31/. */
+INLINE uint32_t noise_of(uint64_t seed, uint32_t i, enum purpose purpose)
 {
-    uint32_t x = (uint32_t)i * 4 + purpose + (uint32_t)seed;
+    uint32_t x = i * 2 + purpose + (uint32_t)seed;
     x ^= x >> 16;
     x *= 0x7feb352dU;
     x ^= (x >> 15) ^ (uint32_t)(seed >> 32);
     x *= 0x846ca68bU;
-    return x >> 16;
+    return x ^ (x >> 16);
 }
 
-/* One of the two neighbours of x that bfloat16 holds, right on average. */
+/* One of the two neighbours of x that bfloat16 holds, right on average, by 16 random bits. */
 INLINE float stochastic(float x, uint32_t noise)
 {
-    const float rounded = from_bits((to_bits(x) + noise) & 0xffff0000U);
+    const float rounded = from_bits((to_bits(x) + (noise & 0xffffU)) & 0xffff0000U);
     /* Infinity plus noise would be NaN. */
     return fabsf(x) <= 3.4028235e38f ? rounded : x;
 }
 
-/* The step of an element from its moments, which have been advanced. */
-INLINE float step_of(int kind, float g, float m, float v, const struct rule *rule,
-                     struct scalars scalars)
-{
-    if (kind == PLAIN)
-        return scalars.step_size * (rule->of_grad * g);
-    /* Not a product with 0, which an infinite gradient would turn into NaN. */
-    const float ahead = rule->of_grad != 0 ? rule->of_grad * g : 0;
-    const float numerator = rule->of_moment * m + ahead;
-    if (kind == MOMENTUM)
-        return scalars.step_size * numerator;
-    return scalars.step_size * (numerator / (sqrtf(v) * scalars.inverse_root + rule->eps));
-}
-
-typedef float eight_floats __attribute__((vector_size(32)));
-typedef float four_floats __attribute__((vector_size(16)));
-
-/* The sum of each statistic's lanes, halved until one is left. In vectors, since compilers take the
- * loops for sums over the statistics, and gather their numbers one by one; a row waits for this. */
-INLINE void add_lanes(float lanes[STATISTICS][LANES], float *sums)
-{
-#pragma GCC unroll 5
-    for (int k = 0; k < STATISTICS; k++) {
-        eight_floats low, high;
-        memcpy(&low, lanes[k], sizeof low);
-        memcpy(&high, lanes[k] + LANES / 2, sizeof high);
-        low += high;
-        four_floats first, second;
-        memcpy(&first, &low, sizeof first);
-        memcpy(&second, (const char *)&low + sizeof first, sizeof second);
-        first += second;
-        sums[k] = (first[0] + first[2]) + (first[1] + first[3]);
-    }
-}
-
+#include "elements.h"
 #include "decision.h"
 
-#define KEEP_FLOAT32(x, noise) (x)
-#define KEEP_BFLOAT16(x, noise) ((bfloat16)(to_bits(stochastic(x, noise)) >> 16))
+#define KEEP_FLOAT32(x) (x)
+#define KEEP_BFLOAT16(x) ((bfloat16)(to_bits(x) >> 16))
 
 #define WEIGHT float
 #define LOAD(x) (x)

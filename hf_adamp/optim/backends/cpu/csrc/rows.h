@@ -2,7 +2,7 @@
  * pair, with
  *   WEIGHT, LOAD, STORE, CUT       the type of weights and gradients, from and to float, and half a
  *                                  unit in the last place of 1
- *   MOMENT, LOAD_MOMENT, KEEP_MOMENT(x, noise)   the type of moments, likewise
+ *   MOMENT, LOAD_MOMENT, KEEP_MOMENT   the type of moments, likewise; rounded already when kept
  *   IS_16_BIT, IS_LOW              whether weights are, and whether moments are
  *   NAME(f)                        the name of f for this pair
  *
@@ -21,75 +21,6 @@ struct NAME(memory) {
     struct scalars scalars;
 };
 
-/* A weight as it is meant: with what rounding has cut off it, as far as that can still be true. A
- * weight that was assigned to since has the compensation of the old one. */
-INLINE float NAME(weight_at)(const int rounding, const struct NAME(memory) *m, int64_t i)
-{
-    const float w = LOAD(m->weight[i]);
-    if (rounding != KAHAN)
-        return w;
-    const float bound = MAXIMUM(fabsf(w) * CUT, TINY);
-    const float cut = LOAD(m->compensation[i]);
-    return w + (cut != cut ? cut : MAXIMUM(-bound, MINIMUM(bound, cut)));
-}
-
-INLINE void NAME(put)(const int rounding, const struct NAME(memory) *m, int64_t i, float value)
-{
-    if (rounding == STOCHASTIC) {
-        m->weight[i] = STORE(stochastic(value, noise_of(m->seed, i, 2)));
-        return;
-    }
-    m->weight[i] = STORE(value);
-    if (rounding == KAHAN)
-        m->compensation[i] = STORE(value - LOAD(m->weight[i]));
-}
-
-/* An element's step from its moments, which have been advanced. */
-INLINE float NAME(step_at)(const int kind, const struct NAME(memory) *m, int64_t i)
-{
-    const float g = m->rule.sign * LOAD(m->grad[i]);
-    const float m1 = kind != PLAIN ? LOAD_MOMENT(m->moment1[i]) : 0;
-    const float m2 = kind == ADAM ? LOAD_MOMENT(m->moment2[i]) : 0;
-    return step_of(kind, g, m1, m2, &m->rule, m->scalars);
-}
-
-/* Advance the moments of at most LANES elements and add to the sums of each lane. With `at_once`
- * the weights are written, shifted by `shift`; without, the step is left in `steps`. */
-INLINE void NAME(measure_lanes)(const int kind, const int rounding, const int at_once,
-                                const struct NAME(memory) *m, int64_t at, int64_t n, float *steps,
-                                float shift, float lanes[STATISTICS][LANES])
-{
-#pragma omp simd
-    for (int l = 0; l < LANES; l++)
-        if (l < n) {
-            const int64_t i = at + l;
-            const float w = NAME(weight_at)(rounding, m, i);
-            const float g = m->rule.sign * LOAD(m->grad[i]);
-            float m1 = 0, m2 = 0;
-            if (kind != PLAIN) {
-                m1 = m->rule.keep1 * LOAD_MOMENT(m->moment1[i]) + m->rule.add1 * g;
-                m->moment1[i] = KEEP_MOMENT(m1, noise_of(m->seed, i, 0));
-                /* As it is kept: whoever computes the step again starts from there. */
-                m1 = LOAD_MOMENT(m->moment1[i]);
-            }
-            if (kind == ADAM) {
-                m2 = m->rule.keep2 * LOAD_MOMENT(m->moment2[i]) + m->rule.add2 * g * g;
-                m->moment2[i] = KEEP_MOMENT(m2, noise_of(m->seed, i, 1));
-                m2 = LOAD_MOMENT(m->moment2[i]);
-            }
-            const float s = step_of(kind, g, m1, m2, &m->rule, m->scalars);
-            if (at_once)
-                NAME(put)(rounding, m, i, w + (shift * w - s));
-            else
-                steps[l] = s;
-            lanes[DOT][l] += g * w;
-            lanes[GRAD_SQ][l] += g * g;
-            lanes[WEIGHT_SQ][l] += w * w;
-            lanes[STEP_DOT][l] += s * w;
-            lanes[STEP_SQ][l] += s * s;
-        }
-}
-
 /* Ask for memory that is needed soon. Processors see for themselves that memory is read in order, but
  * they stop asking where a row is written and where a page ends. An address past the end of a tensor
  * is harmless here. */
@@ -103,67 +34,159 @@ INLINE void NAME(fetch)(const int kind, const struct NAME(memory) *m, int64_t i)
         __builtin_prefetch(m->moment2 + i);
 }
 
-/* The same for n elements; leaves their sums in `sums`. */
+/* A weight as it is meant: with what rounding has cut off it, as far as that can still be true. A
+ * weight that was assigned to since has the compensation of the old one. */
+INLINE float NAME(weight_at)(const int rounding, const struct NAME(memory) *m, int64_t i)
+{
+    const float w = LOAD(m->weight[i]);
+    if (rounding != KAHAN)
+        return w;
+    const float cut = LOAD(m->compensation[i]);
+    return w + clamped(cut, fabsf(w) * CUT, TINY);
+}
+
+/* n weights as floats: where they are, or in `room`. */
+INLINE float *NAME(weights_at)(const int rounding, const struct NAME(memory) *m, int64_t at,
+                               int64_t n, float *room)
+{
+    if (!IS_16_BIT)
+        return (float *)m->weight + at;
+#pragma omp simd
+    for (int64_t l = 0; l < n; l++)
+        room[l] = NAME(weight_at)(rounding, m, at + l);
+    return room;
+}
+
+INLINE float *NAME(moments_at)(MOMENT *moment, int64_t at, int64_t n, float *room)
+{
+    if (!IS_LOW)
+        return (float *)moment + at;
+#pragma omp simd
+    for (int64_t l = 0; l < n; l++)
+        room[l] = LOAD_MOMENT(moment[at + l]);
+    return room;
+}
+
+INLINE struct stretch NAME(stretch_at)(const int kind, const int rounding,
+                                       const struct NAME(memory) *m, int64_t at, int64_t n,
+                                       struct room *room)
+{
+    struct stretch x = {.weight = NAME(weights_at)(rounding, m, at, n, room->weight)};
+    x.grad = (const float *)m->grad + at;
+    if (IS_16_BIT) {
+#pragma omp simd
+        for (int64_t l = 0; l < n; l++)
+            room->grad[l] = LOAD(m->grad[at + l]);
+        x.grad = room->grad;
+    }
+    if (kind != PLAIN)
+        x.moment1 = NAME(moments_at)(m->moment1, at, n, room->moment1);
+    if (kind == ADAM)
+        x.moment2 = NAME(moments_at)(m->moment2, at, n, room->moment2);
+    return x;
+}
+
+/* Keep n moments, which are rounded already. */
+INLINE void NAME(keep_moments)(MOMENT *moment, int64_t at, int64_t n, const float *room)
+{
+#pragma omp simd
+    for (int64_t l = 0; l < n; l++)
+        moment[at + l] = KEEP_MOMENT(room[l]);
+}
+
+INLINE void NAME(put)(const int rounding, const struct NAME(memory) *m, int64_t i, float value)
+{
+    if (rounding == STOCHASTIC) {
+        m->weight[i] = STORE(stochastic(value, noise_of(m->seed, (uint32_t)i, WEIGHTS)));
+        return;
+    }
+    m->weight[i] = STORE(value);
+    if (rounding == KAHAN)
+        m->compensation[i] = STORE(value - LOAD(m->weight[i]));
+}
+
+/* w ← w + (shift w − step) for n elements, from their weights and steps as floats. */
+INLINE void NAME(write)(const int rounding, const struct NAME(memory) *m, int64_t at, int64_t n,
+                        const float *weights, const float *restrict steps, float shift)
+{
+#pragma omp simd
+    for (int64_t l = 0; l < n; l++)
+        NAME(put)(rounding, m, at + l, weights[l] + (shift * weights[l] - steps[l]));
+}
+
+/* Advance the moments of n elements and leave their sums in `sums`. With `at_once` the weights are
+ * written, shifted by `shift`; without, the steps are left in `steps`. */
 INLINE void NAME(measure)(const int kind, const int rounding, const int at_once,
                           const struct NAME(memory) *m, int64_t at, int64_t n, float *steps,
                           float shift, float *sums)
 {
+    const int64_t width = IS_16_BIT || IS_LOW ? TILE : n;
     float lanes[STATISTICS][LANES];
+    struct room room;
     memset(lanes, 0, sizeof lanes);
-    int64_t i = 0;
-    for (; i + LANES <= n; i += LANES) {
-        NAME(fetch)(kind, m, at + i + AHEAD);
-        NAME(measure_lanes)(kind, rounding, at_once, m, at + i, LANES, steps + i, shift, lanes);
+    for (int64_t begin = 0; begin < n; begin += width, steps += width) {
+        const int64_t first = at + begin, length = MINIMUM(width, n - begin);
+        const struct stretch x = NAME(stretch_at)(kind, rounding, m, first, length, &room);
+        const int writes = at_once && !IS_16_BIT;
+        int64_t i = 0;
+        for (; i + LANES <= length; i += LANES) {
+            NAME(fetch)(kind, m, first + i + AHEAD);
+            measure_lanes(kind, IS_LOW, writes, &x, i, LANES, &m->rule, m->scalars, m->seed,
+                          (uint32_t)first, steps, shift, lanes);
+        }
+        if (i < length)
+            measure_lanes(kind, IS_LOW, writes, &x, i, length - i, &m->rule, m->scalars, m->seed,
+                          (uint32_t)first, steps, shift, lanes);
+        if (IS_LOW)
+            NAME(keep_moments)(m->moment1, first, length, x.moment1);
+        if (IS_LOW && kind == ADAM)
+            NAME(keep_moments)(m->moment2, first, length, x.moment2);
+        if (at_once && IS_16_BIT)
+            NAME(write)(rounding, m, first, length, x.weight, steps, shift);
     }
-    if (i < n)
-        NAME(measure_lanes)(kind, rounding, at_once, m, at + i, n - i, steps + i, shift, lanes);
     add_lanes(lanes, sums);
 }
 
-/* w ← w + (shift w − step), the step from the buffer that `measure` left it in. */
-INLINE void NAME(write)(const int rounding, const struct NAME(memory) *m, int64_t at, int64_t n,
-                        const float *restrict steps, float shift)
+/* Write n elements, whose steps `measure` has left in a buffer. */
+INLINE void NAME(write_row)(const int rounding, const struct NAME(memory) *m, int64_t at, int64_t n,
+                            const float *steps, float shift)
 {
-#pragma omp simd
-    for (int64_t l = 0; l < n; l++) {
-        const float w = NAME(weight_at)(rounding, m, at + l);
-        NAME(put)(rounding, m, at + l, w + (shift * w - steps[l]));
+    const int64_t width = IS_16_BIT ? TILE : n;
+    float room[TILE];
+    for (int64_t begin = 0; begin < n; begin += width) {
+        const int64_t length = MINIMUM(width, n - begin);
+        const float *weights = NAME(weights_at)(rounding, m, at + begin, length, room);
+        NAME(write)(rounding, m, at + begin, length, weights, steps + begin, shift);
     }
 }
 
-/* The same, the step from moments that have been advanced. */
+/* The same from moments that have been advanced, for weights as they were, or that have been written
+ * with the shift `written`: what was added to them then is computed again and taken back. Two other
+ * ways have a bias, which grows with every step: a product with 1 / (1 + written) rounds 1 + written
+ * always the same way, and adding the whole difference of the shifts to the new weight loses it where
+ * it is less than half a unit in the last place. */
 INLINE void NAME(write_again)(const int kind, const int rounding, const struct NAME(memory) *m,
-                              int64_t at, int64_t n, float shift)
-{
-#pragma omp simd
-    for (int64_t i = at; i < at + n; i++) {
-        const float w = NAME(weight_at)(rounding, m, i), s = NAME(step_at)(kind, m, i);
-        NAME(put)(rounding, m, i, w + (shift * w - s));
-    }
-}
-
-/* The same for a weight that has been written with the shift `written`: what was added to it then is
- * computed again and taken back. Two other ways have a bias, which grows with every step: a product
- * with 1 / (1 + written) rounds 1 + written always the same way, and adding the whole difference of
- * the shifts to the new weight loses it where it is less than half a unit in the last place. */
-INLINE void NAME(rewrite)(const int kind, const struct NAME(memory) *m, int64_t at, int64_t n,
-                          float shift, float written)
+                              int64_t at, int64_t n, float shift, const int is_written,
+                              float written)
 {
     float steps[TILE];
+    struct room room;
     const float scale = 1 / (1 + written);
-    for (int64_t begin = at; begin < at + n; begin += TILE) {
-        const int64_t length = MINIMUM(TILE, at + n - begin);
+    for (int64_t begin = 0; begin < n; begin += TILE) {
+        const int64_t first = at + begin, length = MINIMUM(TILE, n - begin);
+        const struct stretch x = NAME(stretch_at)(kind, rounding, m, first, length, &room);
         /* A loop of its own, so that no product of the step's is fused into what follows: it must be
          * the very number that was subtracted. */
-        for (int64_t l = 0; l < length; l++)
-            steps[l] = NAME(step_at)(kind, m, begin + l);
+        steps_again(kind, &x, length, &m->rule, m->scalars, steps);
+        if (is_written) {
 #pragma omp simd
-        for (int64_t l = 0; l < length; l++) {
-            const float s = steps[l], now = LOAD(m->weight[begin + l]);
-            const float added = written * ((now + s) * scale) - s;
-            const float w = now - added;
-            m->weight[begin + l] = STORE(w + (shift * w - s));
+            for (int64_t l = 0; l < length; l++) {
+                const float now = x.weight[l];
+                const float added = written * ((now + steps[l]) * scale) - steps[l];
+                room.weight[l] = now - added;
+            }
         }
+        NAME(write)(rounding, m, first, length, is_written ? room.weight : x.weight, steps, shift);
     }
 }
 
@@ -201,7 +224,7 @@ INLINE float NAME(measure_row)(const int kind, const int rounding, const struct 
     shift = *guesses_channel ? shift : -m->rule.decay;
     if (!(fabsf(shift) < RECOVERABLE))
         return NAN;
-    NAME(write)(rounding, m, at, columns, steps, shift);
+    NAME(write_row)(rounding, m, at, columns, steps, shift);
     return shift;
 }
 
@@ -229,8 +252,8 @@ INLINE void NAME(measure_rows)(const int kind, const int rounding, const struct 
         return;
     decide(p, t->block);
     for (int64_t row = 0; row < t->rows; row++)
-        NAME(write)(rounding, &m, t->offset + row * t->stride, t->columns,
-                    steps + row * t->columns, p->shift[b->first_row + row]);
+        NAME(write_row)(rounding, &m, t->offset + row * t->stride, t->columns,
+                        steps + row * t->columns, p->shift[b->first_row + row]);
 }
 
 INLINE void NAME(write_rows)(const int kind, const int rounding, const struct problem *p,
@@ -242,9 +265,9 @@ INLINE void NAME(write_rows)(const int kind, const int rounding, const struct pr
         const int64_t at = t->offset + (row - t->row) * t->stride, place = b->first_row + row;
         const float shift = p->shift[place], written = p->written[place];
         if (written != written)
-            NAME(write_again)(kind, rounding, &m, at, t->columns, shift);
+            NAME(write_again)(kind, rounding, &m, at, t->columns, shift, 0, 0);
         else if (!IS_16_BIT && written != shift)
-            NAME(rewrite)(kind, &m, at, t->columns, shift, written);
+            NAME(write_again)(kind, rounding, &m, at, t->columns, shift, 1, written);
     }
 }
 

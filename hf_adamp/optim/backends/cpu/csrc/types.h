@@ -30,8 +30,8 @@
 /* The longest stretch worked on at once: a longer row is split, and a weight up to this size is
  * decided on the spot, while its step is still in a buffer of the second cache. */
 #define SEGMENT 32768
-/* What is written again at once. */
-#define TILE 1024
+/* What is converted, or written again, at once: it stays in the first cache. */
+#define TILE 512
 /* Elements that are worked on side by side, whatever the width of the processor's registers. Sums
  * are added in this order everywhere, so results do not depend on the processor either. */
 #define LANES 16
@@ -48,6 +48,7 @@ enum kind { ADAM, MOMENTUM, PLAIN };
 enum view { NONE, CHANNEL, LAYER };
 enum dtype { FLOAT32, BFLOAT16, FLOAT16 };
 enum rounding { NEAREST, KAHAN, STOCHASTIC };
+enum purpose { MOMENTS, WEIGHTS }; /* of random numbers */
 enum statistic { DOT, GRAD_SQ, WEIGHT_SQ, STEP_DOT, STEP_SQ, STATISTICS };
 
 /* How a block is worked on.
