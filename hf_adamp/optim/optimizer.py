@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import repeat
-from operator import attrgetter, is_not, itemgetter
+from operator import attrgetter, is_, is_not, itemgetter
 from typing import Any, ClassVar
 
 import torch
@@ -171,7 +171,7 @@ class ProjectedOptimizer(Optimizer):
             return
         with self._new_state_only_if_right():
             key = self._plan_key()
-            groups, steps = self._gather(key)
+            groups, steps = self._gather(self._plans.get(key))
             if steps is None:
                 self._plans = self._plans_in_use() if key else {}
                 plan = self._new_plan(groups)
@@ -204,16 +204,26 @@ class ProjectedOptimizer(Optimizer):
         present = set(map(id, self.state))
         return {key: plan for key, plan in self._plans.items() if key and present.issuperset(key)}
 
-    def _gather(self, key: tuple[int, ...]) -> tuple[list[Collected], list[Step] | None]:
+    def _gather(self, plan: Plan | None) -> tuple[list[Collected], list[Step] | None]:
         """What each group has, and what the plan makes of it, if there is one and it is right."""
         try:
-            groups = [self._collect(number, g) for number, g in enumerate(self.param_groups)]
-            plan = self._plans.get(key)
-            return groups, plan.gather(groups) if plan is not None else None
+            if plan is not None:
+                groups = self._collect_all(are_real=plan.is_real)
+                steps = plan.gather(groups)
+                if steps is not None:
+                    return groups, steps
+            return self._collect_all(), None
         except RuntimeError:
             # What has no memory to look at, a sparse gradient, is told in words.
             self._check_gradients()
             raise
+
+    def _collect_all(self, *, are_real: bool = False) -> list[Collected]:
+        states = _InOrder(self.state)
+        return [
+            self._collect(number, group, states, are_real=are_real)
+            for number, group in enumerate(self.param_groups)
+        ]
 
     def _new_plan(self, groups: Sequence[Collected]) -> Plan:
         flats = [
@@ -286,7 +296,9 @@ class ProjectedOptimizer(Optimizer):
         self._init_group(group, params, grads, *states)
         return self._collected(group, params, list(grads), states)
 
-    def _collect(self, number: int, group: dict[str, Any]) -> Collected:
+    def _collect(
+        self, number: int, group: dict[str, Any], in_order: _InOrder, *, are_real: bool
+    ) -> Collected:
         """The weights of a group that have a gradient, or had one; their state made if missing."""
         params, names = group["params"], self._state_names(group)
         grads = list(map(_grad, params))
@@ -298,14 +310,14 @@ class ProjectedOptimizer(Optimizer):
             ]
             params = [params[index] for index in positions]
             grads = [grads[index] for index in positions]
-        states = list(map(self.state.__getitem__, params)) if names else []
+        states = in_order.of(params) if names else []
         try:
             columns = [list(map(itemgetter(name), states)) for name in names]
         except KeyError:
             self._complete(params, states, names, group)
             columns = [list(map(itemgetter(name), states)) for name in names]
         precision = Precision.of(group)
-        collected = self._collected(group, params, grads, columns)
+        collected = self._collected(group, params, grads, columns, are_real=are_real)
         if precision.is_full:
             return collected
         count = group.get("rounded_steps", 0) + 1
@@ -356,13 +368,15 @@ class ProjectedOptimizer(Optimizer):
         params: list[Tensor],
         grads: list[Tensor | None],
         states: Sequence[list[Tensor]],
+        *,
+        are_real: bool = False,
     ) -> Collected:
         """What is found in a group, as memory that can be read."""
         columns = dict(zip(self._state_names(group), states, strict=True))
         state_steps = columns.pop("step", [])
         parts: list[list[Any]] = [params, grads, *columns.values()]
         if not torch.compiler.is_compiling():
-            parts = _readable_parts(parts)
+            parts = _readable_parts(parts, are_real=are_real)
         local, local_grads, *moments = parts
         return Collected(
             weights=params,
@@ -470,20 +484,40 @@ class ProjectedOptimizer(Optimizer):
         return as_moment(value, param, group["state_dtype"], signed=name not in self._unsigned)
 
 
+class _InOrder:
+    """The state of weights that are asked for in the order in which it was made.
+
+    Then nothing has to be looked up, and a look takes long: a tensor's hash is computed in Python.
+    """
+
+    def __init__(self, state: Mapping[Tensor, dict[str, Any]]) -> None:
+        self._state = state
+        self._params, self._states = list(state), list(state.values())
+        self._next = 0
+
+    def of(self, params: Sequence[Tensor]) -> list[dict[str, Any]]:
+        """The state of the next weights, or of any."""
+        begin, end = self._next, self._next + len(params)
+        if end <= len(self._params) and all(map(is_, self._params[begin:end], params)):
+            self._next = end
+            return self._states[begin:end]
+        return list(map(self._state.__getitem__, params))
+
+
 def step_once(collected: Collected) -> None:
     """One step of some weights that no optimizer keeps: the functional forms."""
     groups = [replace(collected, grads=readable(collected.grads))]
     Plan(groups).step_once(groups)
 
 
-def _readable_parts(parts: list[list[Any]]) -> list[list[Any]]:
+def _readable_parts(parts: list[list[Any]], *, are_real: bool) -> list[list[Any]]:
     """Weights, gradients and moments as real numbers in this process's memory."""
     params, grads, *_ = parts
     parts[1] = readable(grads)
     plain = {*map(type, params)} <= PLAIN
     if not plain and any(map(is_sharded, params)):
         parts = [list(map(local_part, alike, params)) for alike in parts]
-    if any(map(Tensor.is_complex, params)):
+    if not are_real and any(map(Tensor.is_complex, params)):
         # Never projected (`_check_group`), so a number is a pair of numbers, as in torch.optim.
         parts = [list(map(_as_real, alike)) for alike in parts]
     return parts

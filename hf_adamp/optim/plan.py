@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -138,6 +139,10 @@ class Plan:
     """What is made from the param groups and used until they change.
 
     Holds none of the user's tensors: state that is moved, or cleared, is let go.
+
+    Attributes:
+        is_real: whether no weight is complex. Whoever collects for the next step need not ask: a
+            weight that becomes complex no longer fits the plan.
     """
 
     def __init__(self, groups: Sequence[Collected], reducer: Reducer | None = None) -> None:
@@ -149,6 +154,7 @@ class Plan:
         """
         for group in groups:
             _check_shapes(group)
+        self.is_real = not any(map(Tensor.is_complex, chain(*(group.weights for group in groups))))
         self._reducer = reducer
         self._sections = list(_sections(groups, reducer))
         self._traits = [] if torch.compiler.is_compiling() else self._look_at(groups)

@@ -250,6 +250,22 @@ def test_complex_weights_that_are_not_projected_take_torchs_step(family, declare
     assert torch.allclose(ours, expected, rtol=1e-6, atol=1e-7)
 
 
+def test_complex_weight_whose_gradient_comes_later_takes_torchs_step():
+    draw = generator(3)
+    values = [torch.randn(3, 4, dtype=d, generator=draw) for d in (torch.float32, torch.complex64)]
+    ours, theirs = ([nn.Parameter(v.clone()) for v in values] for _ in range(2))
+    optimizer = AdamP(ours, lr=0.01, weight_decay=0.1, scale_invariant=False)
+    reference = torch.optim.AdamW(theirs, lr=0.01, weight_decay=0.1)
+    for step in range(4):
+        for at in range(2 if step else 1):
+            grad = torch.randn(3, 4, dtype=values[at].dtype, generator=draw)
+            ours[at].grad, theirs[at].grad = grad.clone(), grad.clone()
+        optimizer.step()
+        reference.step()
+    for our, their in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(our, their, rtol=1e-5, atol=1e-6)
+
+
 def test_complex_weight_that_could_be_projected_says_how_to_leave_it_out():
     with pytest.raises(TypeError, match=r"complex.*delta=0 or scale_invariant=False"):
         AdamP([nn.Parameter(torch.ones(3, 3, dtype=torch.complex64))])

@@ -12,7 +12,7 @@ from ..layout import Piece, Placement
 from ..memory import are_row_major, has_no_address, working_dtype
 from .base import Candidate
 
-__all__ = ["ROUNDINGS", "addresses_of", "as_piece", "memory_refusal"]
+__all__ = ["ROUNDINGS", "addresses_of", "as_piece", "memory_refusal", "pointers_of"]
 
 # How kernels number the values of `rounding`.
 ROUNDINGS = {"nearest": 0, "kahan": 1, "stochastic": 2}
@@ -48,28 +48,36 @@ def as_piece(numel: int, placement: Placement) -> Piece:
     return Piece(0, 0, (rows, columns), (columns, 1))
 
 
-def addresses_of(tensors: Sequence[Tensor | None]) -> array[int]:
+def pointers_of(tensors: Sequence[Tensor | None]) -> list[int | None]:
+    """Where each tensor begins, as torch says; None for None."""
+    try:
+        return list(map(Tensor.data_ptr, tensors))  # type: ignore[arg-type]
+    except TypeError:  # A weight without a gradient.
+        return [None if tensor is None else tensor.data_ptr() for tensor in tensors]
+
+
+def addresses_of(
+    tensors: Sequence[Tensor | None], pointers: Sequence[int | None] | None = None
+) -> array[int]:
     """Where each tensor begins; 0 for None, 1 for one without elements.
 
     Raises:
         RuntimeError: for a tensor whose memory was taken away.
     """
-    try:
-        found = array("q", map(Tensor.data_ptr, tensors))  # type: ignore[arg-type]
-    except TypeError:  # A weight without a gradient.
-        found = array("q", [0 if tensor is None else tensor.data_ptr() for tensor in tensors])
-    if 0 in found:
-        _mark_empty(found, tensors)
-    return found
+    found = pointers_of(tensors) if pointers is None else pointers
+    if all(found):
+        return array("q", found)  # type: ignore[arg-type]
+    pairs = zip(found, tensors, strict=True)
+    return array("q", [pointer or _empty(tensor) for pointer, tensor in pairs])
 
 
-def _mark_empty(found: array[int], tensors: Sequence[Tensor | None]) -> None:
+def _empty(tensor: Tensor | None) -> int:
     """Tell a tensor without elements, whose weight takes a step, from one without memory."""
-    for index, tensor in enumerate(tensors):
-        if tensor is not None and not found[index]:
-            if tensor.numel():
-                raise RuntimeError(
-                    f"a weight, gradient or state of shape {tuple(tensor.shape)} has no memory; "
-                    "give it back before the step."
-                )
-            found[index] = 1
+    if tensor is None:
+        return 0
+    if tensor.numel():
+        raise RuntimeError(
+            f"a weight, gradient or state of shape {tuple(tensor.shape)} has no memory; "
+            "give it back before the step."
+        )
+    return 1

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import weakref
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import IntEnum
 from itertools import chain
 from operator import is_
@@ -21,7 +21,7 @@ from torch import Tensor
 from ...layout import Piece, Placement, Statistic
 from ...projection import Decision, View, Views, total
 from ...rules import is_adam
-from ..addresses import ROUNDINGS, addresses_of, as_piece, memory_refusal
+from ..addresses import ROUNDINGS, addresses_of, as_piece, memory_refusal, pointers_of
 from ..base import Backend, Candidate, Members, Outcome, Prepared, Step
 from .crew import CREW
 from .library import SEGMENT, Problem, Rule, has_float16, level, load
@@ -118,7 +118,8 @@ class NativeSection(Prepared):
         self._alive: list[Any] = [partials, scalars, left, rule_of, *arrays]
         self._rules: tuple[Any, ...] = ()
         # What the latest step was recognised by.
-        self._addresses: dict[str, array[int] | None] = {}
+        self._pointers: dict[str, list[int | None]] = {}
+        self._addresses: dict[str, array[int]] = {}
         self._references: list[weakref.ref[Tensor]] = []
         self._quick: tuple[Any, ...] = ()
         self._threads = sum(members.numels) >= _PARALLEL_ELEMENTS
@@ -179,33 +180,46 @@ class NativeSection(Prepared):
         tensors = {"weights": step.params, "moments1": moments1, "moments2": moments2}
         if not are_known:
             tensors |= {"counts": step.state_steps, "compensations": kept}
-        grads = addresses_of(step.grads)
-        addresses = {name: addresses_of(own) if own else None for name, own in tensors.items()}
-        addresses = {**self._addresses, **addresses}
+        self._follow({"grads": step.grads})
+        are_known = self._follow(tensors) and are_known
         sizes = list(map(Tensor.numel, step.params))
         quick = list(map(Tensor.stride, step.params)), sizes, step.grads_look()
-        are_known = are_known and addresses == self._addresses and quick == self._quick
-        self._grads, self._addresses = grads, addresses
-        if are_known and _have(step.grads, sizes):
+        if are_known and quick == self._quick and _have(step.grads, sizes):
             return True
         self._references, self._quick = list(map(weakref.ref, own)), quick
         return super().fits(step)
+
+    def _follow(self, tensors: Mapping[str, Sequence[Tensor | None]]) -> bool:
+        """Bring tables of addresses up to date; returns whether all were.
+
+        A table is made anew only where a tensor has moved: to make it takes longer than to look.
+        """
+        pointers = {**self._pointers, **{name: pointers_of(own) for name, own in tensors.items()}}
+        if pointers == self._pointers:
+            return True
+        moved = {
+            name: addresses_of(own, pointers[name])
+            for name, own in tensors.items()
+            if pointers[name] != self._pointers.get(name)
+        }
+        self._pointers, self._addresses = pointers, {**self._addresses, **moved}
+        return False
 
     def _call(self, function: str, step: Step) -> None:
         library, _ = load()
         assert library is not None
         problem = self._problem
         seeds = array("q", step.seeds)
-        problem.grads, problem.seeds = _begin(self._grads), _begin(seeds) if seeds else None
+        problem.seeds = _begin(seeds)
         for name, table in self._addresses.items():
-            setattr(problem, name, None if table is None else _begin(table))
+            setattr(problem, name, _begin(table))
         problem.weight_dtype = _DTYPES[step.params[0].dtype]
         problem.moment_dtype = _DTYPES[step.moments[0][0].dtype] if step.moments else 0
         self._set_rules(step)
         threads = torch.get_num_threads() if self._threads else 1
         CREW.run(library, function, problem, threads)
         # What autograd goes by to find that a tensor it saved has changed. It never saves moments.
-        changed = [p for p, grad in zip(step.params, self._grads, strict=True) if grad]
+        changed = [p for p, grad in zip(step.params, self._addresses["grads"], strict=True) if grad]
         torch.autograd.graph.increment_version(changed)
 
     def _set_rules(self, step: Step) -> None:
@@ -239,8 +253,8 @@ def _have(grads: Sequence[Tensor | None], numels: list[int]) -> bool:
         return all(grad is None or grad.numel() == numel for grad, numel in pairs)
 
 
-def _begin(table: array[int]) -> int:
-    return table.buffer_info()[0]
+def _begin(table: array[int]) -> int | None:
+    return table.buffer_info()[0] if table else None
 
 
 class _Tables:
