@@ -1,5 +1,6 @@
 """Threads that help the C kernel: asked anew in each step, alike to the bit, harmless to a fork."""
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from hf_adamp import AdamP
+from hf_adamp.optim.backends import cpu
 from hf_adamp.optim.backends.cpu import crew, library
 from tests.weights import generator
 
@@ -18,11 +20,25 @@ pytestmark = pytest.mark.skipif(library.load()[0] is None, reason="needs the nat
 SHAPES = [(300, 512), (2, 70_000), (9_000, 4), *[(16, 16)] * 200]
 
 
-@pytest.fixture(autouse=True)
-def threads():
+OURS = "Python's"
+TORCHS = pytest.param(
+    "torch's",
+    marks=pytest.mark.skipif(library.parallel() is None, reason="torch does not show its OpenMP"),
+)
+
+
+@pytest.fixture(autouse=True, params=[OURS, TORCHS])
+def own_crew(request, monkeypatch):
+    """A crew of this test's own, of threads of one of the two kinds."""
+    made = crew.Crew(None if request.param == OURS else library.parallel())
+    monkeypatch.setattr(cpu, "CREW", made)
     before = torch.get_num_threads()
-    yield
+    yield made
     torch.set_num_threads(before)
+
+
+def is_ours(own_crew):
+    return not own_crew._door.parallel
 
 
 def optimizer():
@@ -47,33 +63,63 @@ def test_number_of_threads_changes_no_bit():
         assert all(map(torch.equal, weights_after(5, count), alone))
 
 
-def test_set_num_threads_is_honoured_in_each_step(monkeypatch):
-    woken = []
-    monkeypatch.setattr(crew.Crew, "_wake", lambda self, count, help_: woken.append(count))
+def test_set_num_threads_is_honoured_in_each_step(own_crew, monkeypatch):
+    woken, asked = [], []
+    monkeypatch.setattr(own_crew, "_wake", lambda count, help_: woken.append(count + 1))
     adamp = optimizer()
     for count in (3, 1, 2):
         torch.set_num_threads(count)
         adamp.step()
-    assert woken == [2, 1]
+        asked.append(own_crew._door.threads)
+    assert woken == ([3, 2] if is_ours(own_crew) else [])
+    assert asked == [3, 3, 2]
 
 
-def test_threads_that_are_woken_help(monkeypatch):
-    entered = threading.Event()
-    own = crew.Crew()
+def test_helpers_work_in_other_threads(own_crew, monkeypatch):
+    """Each thread that comes into the kernel is seen by what it is told to call."""
+    entered: set[int] = set()
+    both = threading.Event()
     kernel, _ = library.load()
 
-    class Counting:
-        hf_adamp_step = kernel.hf_adamp_step
+    def seen():
+        entered.add(threading.get_ident())
+        if len(entered) > 1:
+            both.set()
 
-        @staticmethod
-        def hf_adamp_help(door):
-            entered.set()
-            kernel.hf_adamp_help(door)
+    if is_ours(own_crew):
 
-    run = own.run
-    monkeypatch.setattr(crew.CREW, "run", lambda _, *rest: run(Counting, *rest))
+        class Counting:
+            @staticmethod
+            def hf_adamp_step(*arguments):
+                seen()
+                kernel.hf_adamp_step(*arguments)
+
+            @staticmethod
+            def hf_adamp_help(door):
+                seen()
+                kernel.hf_adamp_help(door)
+
+        run = own_crew.run
+        monkeypatch.setattr(own_crew, "run", lambda _, *rest: run(Counting, *rest))
+    else:
+        kind = ctypes.CFUNCTYPE(
+            None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint32
+        )
+        work = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+        real = kind(library.parallel())
+
+        @kind
+        def counting(function, data, threads, flags):
+            @work
+            def each(own):
+                seen()
+                work(function)(own)
+
+            real(ctypes.cast(each, ctypes.c_void_p), data, threads, flags)
+
+        own_crew._door.parallel = ctypes.cast(counting, ctypes.c_void_p).value
     weights_after(1, 2)
-    assert entered.wait(10)
+    assert both.wait(10)
 
 
 def test_steps_in_two_threads_at_once_do_not_mix():

@@ -1,8 +1,10 @@
-"""Threads that help with a step: Python's, which leave the interpreter while in the kernel.
+"""Threads that help with a step: torch's own, or Python's, which leave the interpreter meanwhile.
 
-They need no OpenMP: one way on every platform, and no second runtime whose threads would fight with
-torch's. The kernel hands out its tasks by one counter (csrc/kernel.c). Here are the threads, asleep
-between steps.
+The kernel hands out its tasks by one counter (csrc/kernel.c), so any threads can help. Those of
+torch's OpenMP runtime are best. After each operation of torch they wait for the next one at full
+speed, for some milliseconds, and a step begins right after a backward pass: other threads would
+have to share the processors with them. Where torch does not show its runtime, and after a fork,
+which the runtime does not survive, there are Python threads, asleep between steps.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from threading import Thread
 from typing import Any
 
 from .library import Crew as Door
-from .library import Problem
+from .library import Problem, parallel
 
 __all__ = ["CREW", "Crew"]
 
@@ -23,16 +25,20 @@ _CLOSED, _EXPECTED = -1, -2
 
 
 class Crew:
-    """As many threads as were ever asked for, less the one that asks."""
+    """As many threads as were ever asked for, less the one that asks.
 
-    def __init__(self) -> None:
-        self._begin()
+    Args:
+        parallel: where the entry is of torch's OpenMP runtime; None for threads of its own.
+    """
+
+    def __init__(self, parallel: int | None = None) -> None:
+        self._begin(parallel)
         # The threads stay with the parent.
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._begin)
 
-    def _begin(self) -> None:
-        self._door = Door(inside=_CLOSED)
+    def _begin(self, parallel: int | None = None) -> None:
+        self._door = Door(inside=_CLOSED, parallel=parallel)
         self._bells: list[LockType] = []
         self._is_free = allocate_lock()
 
@@ -46,9 +52,11 @@ class Crew:
             call(problem, None)
             return
         door = self._door
+        door.threads = threads
         try:
-            door.inside = _EXPECTED
-            self._wake(threads - 1, library.hf_adamp_help)
+            if not door.parallel:
+                door.inside = _EXPECTED
+                self._wake(threads - 1, library.hf_adamp_help)
             call(problem, door)
         finally:
             door.inside = _CLOSED
@@ -74,4 +82,4 @@ def _serve(bell: LockType, help_: Any, door: Door) -> None:
         help_(door)
 
 
-CREW = Crew()
+CREW = Crew(parallel())

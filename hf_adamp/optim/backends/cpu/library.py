@@ -12,10 +12,21 @@ import torch
 
 from ...rules import Coefficients
 
-__all__ = ["SEGMENT", "Block", "Crew", "Problem", "Rule", "Task", "has_float16", "level", "load"]
+__all__ = [
+    "SEGMENT",
+    "Block",
+    "Crew",
+    "Problem",
+    "Rule",
+    "Task",
+    "has_float16",
+    "level",
+    "load",
+    "parallel",
+]
 
 # As in types.h.
-VERSION = 5
+VERSION = 6
 SEGMENT = 32768
 
 
@@ -73,7 +84,10 @@ class Problem(ctypes.Structure):
 class Crew(ctypes.Structure):
     """`struct crew`."""
 
-    _fields_ = [("inside", ctypes.c_int32), ("queue", ctypes.c_void_p)]
+    _fields_ = [
+        *((name, ctypes.c_int32) for name in ("inside", "threads")),
+        *((name, ctypes.c_void_p) for name in ("queue", "parallel")),
+    ]
 
 
 _EXPECTED = [
@@ -105,6 +119,18 @@ def load() -> tuple[ctypes.CDLL | None, str]:
     library.hf_adamp_help.argtypes = [ctypes.POINTER(Crew)]
     library.hf_adamp_help.restype = None
     return library, ""
+
+
+def parallel() -> int | None:
+    """Where the entry is of the OpenMP runtime that torch computes with, if torch shows it.
+
+    torch loads its dependencies so that everybody finds their symbols (on Linux). Nothing is linked
+    or loaded here: a second runtime's threads would fight with torch's.
+    """
+    try:
+        return ctypes.cast(ctypes.CDLL(None).GOMP_parallel, ctypes.c_void_p).value
+    except (AttributeError, OSError, TypeError):  # no such symbol; no such handle on Windows
+        return None
 
 
 def has_float16() -> bool:

@@ -256,8 +256,9 @@ struct queue {
     _Atomic int64_t next;
 };
 
-static void work_through(struct queue *queue)
+static void work_through(void *data)
 {
+    struct queue *queue = data;
     const struct problem *p = queue->problem;
     const int low = p->moment_dtype != FLOAT32;
     const work measure = MEASURE[p->level][p->weight_dtype][low];
@@ -278,6 +279,10 @@ static void work_through(struct queue *queue)
 static void run(const struct problem *p, int measures, int writes, struct crew *crew)
 {
     struct queue queue = {.problem = p, .measures = measures, .writes = writes};
+    if (crew && crew->parallel) {
+        crew->parallel(work_through, &queue, (unsigned)crew->threads, 0);
+        return;
+    }
     if (crew) {
         crew->queue = &queue;
         atomic_store(&crew->inside, 0);

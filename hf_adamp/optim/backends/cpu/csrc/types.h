@@ -26,7 +26,7 @@
 #define INLINE static inline __attribute__((always_inline))
 
 /* One more with every change of what library.py calls. */
-#define VERSION 5
+#define VERSION 6
 /* The longest stretch worked on at once: a longer row is split, and a weight up to this size is
  * decided on the spot, while its step is still in a buffer of the second cache. */
 #define SEGMENT 32768
@@ -117,12 +117,19 @@ struct problem {
     int8_t *views;          /* by block */
 };
 
-/* Where threads find the queue that they can help with. Whoever wants help sets `inside` to EXPECTED,
- * wakes them and begins; while it is open, it counts those who have come in. */
+/* GNU OpenMP's entry, which LLVM's and Intel's runtimes have too: call a function with `data` on so
+ * many threads at once. */
+typedef void (*parallel)(void (*)(void *), void *data, unsigned threads, unsigned flags);
+
+/* Who helps with a queue: the threads of torch's OpenMP runtime, where `parallel` leads to it, or
+ * threads that wait for `inside`. Whoever wants their help sets it to EXPECTED, wakes them and begins;
+ * while it is open, it counts those who have come in. */
 enum door { CLOSED = -1, EXPECTED = -2 };
 struct crew {
     _Atomic int32_t inside;
+    int32_t threads;
     struct queue *queue;
+    parallel parallel;
 };
 
 #endif
