@@ -1,7 +1,9 @@
 """The native kernel, which is optional: without a C compiler the package installs without it."""
 
+import os
 import platform
 import sysconfig
+from glob import glob
 
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
@@ -26,17 +28,18 @@ class Kernel(build_ext):
 
 
 class Wheel(bdist_wheel):
-    """One wheel a platform, for every Python 3."""
+    """One wheel per platform, for every Python 3."""
 
     def get_tag(self) -> tuple[str, str, str]:
-        """Keep the platform only."""
-        return "py3", "none", super().get_tag()[2]
+        """Keep the platform only, and not even that where the kernel was not compiled."""
+        has_kernel = any(map(os.path.exists, self.get_finalized_command("build_ext").get_outputs()))
+        return "py3", "none", super().get_tag()[2] if has_kernel else "any"
 
 
 native = Extension(
     f"{_FOLDER.replace('/', '.')}._native",
     sources=[f"{_FOLDER}/csrc/kernel.c"],
-    depends=[f"{_FOLDER}/csrc/{name}.h" for name in ("types", "decision", "rows")],
+    depends=glob(f"{_FOLDER}/csrc/*.h"),
     extra_compile_args=_FLAGS.get(platform.system(), []),
     optional=True,
 )

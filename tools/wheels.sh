@@ -12,7 +12,7 @@ compiler="$(realpath "$bin")/python -m ziglang cc"
 
 build() { # PLATFORM TARGET
   rm -rf build/lib* build/temp* build/bdist*
-  CC="$compiler -target $2" LDSHARED="$compiler -target $2 -shared" \
+  CC="$compiler -target $2" LDSHARED="$compiler -target $2 -shared -s" \
     "$bin/python" setup.py --quiet bdist_wheel --plat-name "$1" --dist-dir dist > "build/$1.log" 2>&1
   # Setup goes on where the kernel does not compile, since an installation is to succeed without it.
   "$bin/python" -m zipfile --list dist/*-py3-none-"$1".whl | grep -q '_native\.so' ||

@@ -6,7 +6,6 @@ python -m tests.benchmarks.scaling --output        write it and its plot into do
 
 import statistics
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from torch.nn import Parameter
 
 from hf_adamp import AdamP
 from tests.benchmarks import report
+from tests.benchmarks.rounds import interleave
 from tests.pages import DOCS, Section
 
 SECTION = Section(DOCS / "performance.md", "scaling")
@@ -36,13 +36,8 @@ def measure(shapes: list[tuple[int, int]], rounds: int) -> tuple[float, float]:
             parameter.grad = gradient
         optimizers.append(make(parameters))
     weights.clear()  # two gigabytes of the largest model
-    times: tuple[list[float], list[float]] = ([], [])
-    for _ in range(rounds + 2):
-        for optimizer, own in zip(optimizers, times, strict=True):
-            begin = time.perf_counter()
-            optimizer.step()
-            own.append(time.perf_counter() - begin)
-    return statistics.median(times[0][2:]), statistics.median(times[1][2:])
+    adamw, adamp = interleave([optimizer.step for optimizer in optimizers], rounds)
+    return statistics.median(adamw), statistics.median(adamp)
 
 
 def plot(panels: dict[str, list[tuple[int, float, float]]], path: Path) -> None:
