@@ -19,7 +19,7 @@ WITHOUT_DEPENDENCIES := $(BIN)/python -m pip install --quiet --constraint constr
 PYTEST  := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help demo paper-images test test-fast test-vision test-deepspeed sanitize wheels lint format bench docs clean demo-adversarial demo-audio demo-detection demo-rebias demo-retrieval demo-transformer-xl paper compare-transformer-xl
+.PHONY: help demo paper-images test test-fast test-vision test-deepspeed versions sanitize wheels lint format bench docs clean demo-adversarial demo-audio demo-detection demo-rebias demo-retrieval demo-transformer-xl paper compare-transformer-xl
 
 help: ## list the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-22s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -68,6 +68,9 @@ test-vision: $(VENV)/vision/.done ## the tests that need torchvision and timm, i
 
 test-deepspeed: $(VENV)/deepspeed/.done ## the tests with the real DeepSpeed, in an environment of its own (1.3 GB, 12 min)
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(VENV)/deepspeed/bin/python -m pytest tests/optim/zero
+
+versions: $(VENV)/.dev ## the package's tests with other versions of torch and Transformers; writes docs/versions.md (an hour)
+	$(BIN)/python tools/versions.py $(SETS)
 
 lint: $(VENV)/.dev ## ruff check, ruff format --check, mypy
 	$(BIN)/ruff check .
