@@ -166,7 +166,7 @@ class ProjectedOptimizer(Optimizer):
     def _step(self) -> None:
         if torch.compiler.is_compiling():
             # What is made belongs to the graph: nothing is kept.
-            groups = [self._collect_traced(group) for group in self.param_groups]
+            groups = [_in_real_numbers(self._collect_traced(g)) for g in self.param_groups]
             Plan(groups).step_once(groups)
             return
         with self._new_state_only_if_right():
@@ -207,23 +207,23 @@ class ProjectedOptimizer(Optimizer):
     def _gather(self, plan: Plan | None) -> tuple[list[Collected], list[Step] | None]:
         """What each group has, and what the plan makes of it, if there is one and it is right."""
         try:
-            if plan is not None:
-                groups = self._collect_all(are_real=plan.is_real)
+            # Once, whatever comes of it: here processes add up what DTensors' gradients consist of.
+            states = _InOrder(self.state)
+            groups = [
+                self._collect(number, group, states)
+                for number, group in enumerate(self.param_groups)
+            ]
+            if plan is not None and plan.is_real:
                 steps = plan.gather(groups)
                 if steps is not None:
                     return groups, steps
-            return self._collect_all(), None
+                plan = None
+            groups = list(map(_in_real_numbers, groups))
+            return groups, plan.gather(groups) if plan is not None else None
         except RuntimeError:
             # What has no memory to look at, a sparse gradient, is told in words.
             self._check_gradients()
             raise
-
-    def _collect_all(self, *, are_real: bool = False) -> list[Collected]:
-        states = _InOrder(self.state)
-        return [
-            self._collect(number, group, states, are_real=are_real)
-            for number, group in enumerate(self.param_groups)
-        ]
 
     def _new_plan(self, groups: Sequence[Collected]) -> Plan:
         flats = [
@@ -296,9 +296,7 @@ class ProjectedOptimizer(Optimizer):
         self._init_group(group, params, grads, *states)
         return self._collected(group, params, list(grads), states)
 
-    def _collect(
-        self, number: int, group: dict[str, Any], in_order: _InOrder, *, are_real: bool
-    ) -> Collected:
+    def _collect(self, number: int, group: dict[str, Any], in_order: _InOrder) -> Collected:
         """The weights of a group that have a gradient, or had one; their state made if missing."""
         params, names = group["params"], self._state_names(group)
         grads = list(map(_grad, params))
@@ -317,7 +315,7 @@ class ProjectedOptimizer(Optimizer):
             self._complete(params, states, names, group)
             columns = [list(map(itemgetter(name), states)) for name in names]
         precision = Precision.of(group)
-        collected = self._collected(group, params, grads, columns, are_real=are_real)
+        collected = self._collected(group, params, grads, columns)
         if precision.is_full:
             return collected
         count = group.get("rounded_steps", 0) + 1
@@ -368,15 +366,13 @@ class ProjectedOptimizer(Optimizer):
         params: list[Tensor],
         grads: list[Tensor | None],
         states: Sequence[list[Tensor]],
-        *,
-        are_real: bool = False,
     ) -> Collected:
         """What is found in a group, as memory that can be read."""
         columns = dict(zip(self._state_names(group), states, strict=True))
         state_steps = columns.pop("step", [])
         parts: list[list[Any]] = [params, grads, *columns.values()]
         if not torch.compiler.is_compiling():
-            parts = _readable_parts(parts, are_real=are_real)
+            parts = _readable_parts(parts)
         local, local_grads, *moments = parts
         return Collected(
             weights=params,
@@ -510,17 +506,26 @@ def step_once(collected: Collected) -> None:
     Plan(groups).step_once(groups)
 
 
-def _readable_parts(parts: list[list[Any]], *, are_real: bool) -> list[list[Any]]:
-    """Weights, gradients and moments as real numbers in this process's memory."""
+def _readable_parts(parts: list[list[Any]]) -> list[list[Any]]:
+    """Weights, gradients and moments in this process's memory."""
     params, grads, *_ = parts
     parts[1] = readable(grads)
     plain = {*map(type, params)} <= PLAIN
     if not plain and any(map(is_sharded, params)):
-        parts = [list(map(local_part, alike, params)) for alike in parts]
-    if not are_real and any(map(Tensor.is_complex, params)):
-        # Never projected (`_check_group`), so a number is a pair of numbers, as in torch.optim.
-        parts = [list(map(_as_real, alike)) for alike in parts]
+        return [list(map(local_part, alike, params)) for alike in parts]
     return parts
+
+
+def _in_real_numbers(group: Collected) -> Collected:
+    """The same group with each complex number as a pair of numbers, as in torch.optim.
+
+    It is never projected (`_check_group`).
+    """
+    if not any(map(Tensor.is_complex, group.params)):
+        return group
+    columns: list[list[Any]] = [group.params, group.grads, *group.moments]
+    params, grads, *moments = ([*map(_as_real, column)] for column in columns)
+    return replace(group, params=params, grads=grads, moments=tuple(moments))
 
 
 def _as_real(tensor: Tensor | None) -> Tensor | None:
