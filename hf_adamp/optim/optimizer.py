@@ -523,12 +523,11 @@ def _in_real_numbers(group: Collected) -> Collected:
     """
     if not any(map(Tensor.is_complex, group.params)):
         return group
+
+    def as_real(tensor: Any) -> Any:
+        is_complex = tensor is not None and tensor.is_complex()
+        return torch.view_as_real(tensor.resolve_conj()) if is_complex else tensor
+
     columns: list[list[Any]] = [group.params, group.grads, *group.moments]
-    params, grads, *moments = ([*map(_as_real, column)] for column in columns)
+    params, grads, *moments = ([as_real(tensor) for tensor in column] for column in columns)
     return replace(group, params=params, grads=grads, moments=tuple(moments))
-
-
-def _as_real(tensor: Tensor | None) -> Tensor | None:
-    if tensor is None or not tensor.is_complex():
-        return tensor
-    return torch.view_as_real(tensor.resolve_conj())
