@@ -4,9 +4,9 @@ python tools/versions.py                    all sets of versions; writes docs/ve
 python tools/versions.py oldest newest      these only; the rows of the others stay
 python tools/versions.py --list             name them
 
-Each set has an environment of its own in .venv/versions; `pinned` is the one that runs this. Recipes
-are tested with the pinned versions only, by `make test`: their data sets and decoders are not what the
-package's ranges are about.
+Each set has an environment of its own in .venv/versions; `pinned` is the one that runs this.
+Recipes are tested with the pinned versions only, by `make test`: their data sets and decoders are
+not what the package's ranges are about.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ TESTS = ["tests", "--ignore=tests/recipes", "--ignore=tests/test_commands.py"]
 COLUMNS = ("torch", "transformers", "accelerate", "trl", "peft")
 SETS = {
     "oldest": {
-        **{"torch": "2.6.0", "transformers": "4.57.0", "accelerate": "1.4.0"},
+        **{"torch": "2.6.0", "transformers": "4.57.0", "accelerate": "1.10.0"},
         **{"trl": "0.20.0", "peft": "0.15.0", "torchao": "0.13.0", "datasets": "3.0.0"},
     },
     "torch-2.9": {"torch": "2.9.1", "transformers": "5.0.0"},
