@@ -84,7 +84,7 @@ def main() -> None:
         for variant, short in DRAWN.items()
         for arm in DEMO_ARMS
     }
-    title = "Proxy-Anchor on icons: filters, BatchNorm live (untrained) and frozen (trained before)"
+    title = "Proxy-Anchor on icons: filters, BatchNorm live (untrained) and frozen (pretrained)"
     picture = plot_runs(logs, root / "training.png", title=title, weights=KINDS["filters"])
     print(f"\npicture: {picture}")
 

@@ -41,14 +41,14 @@ __all__ = [
 
 CONFIG = Path(__file__).parent / "configs" / "demo.yaml"
 DEMO_ARMS = ("adamw_torch", "adamp")
-# How a run begins, and what its BatchNorms do. Without trained weights there is nothing to freeze.
+# How a run starts, and whether its BatchNorms are frozen. Freezing needs pretrained weights.
 VARIANTS: Mapping[str, str] = {
     "scratch": "untrained, BatchNorm live",
-    "live": "trained before, BatchNorm live",
-    "frozen": "trained before, BatchNorm frozen",
+    "live": "pretrained, BatchNorm live",
+    "frozen": "pretrained, BatchNorm frozen",
 }
 RATES = (1e-3, 3e-3, 1e-2)
-# A small validation set can choose badly: untrained networks run with this rate in both arms, too.
+# A small validation set can choose badly, so both arms also run untrained networks at this rate.
 EQUAL_RATE = 3e-3
 SEARCH_SEEDS, SEEDS = (101,), (1, 2, 3, 4, 5)
 HELD_OUT = 0.2  # of the training concepts, in the search
@@ -111,7 +111,7 @@ def measure(root: Path, job: Result) -> Result:
 def main() -> None:
     """Do what is left of a stage."""
     run_stages(
-        "Retrieval in small, on icons.",
+        "Retrieval on a small scale, on icons.",
         search_jobs=search_jobs,
         final_jobs=final_jobs,
         measure=measure,

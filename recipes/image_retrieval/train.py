@@ -73,7 +73,7 @@ class DataArguments:
 
 
 def build_model(arguments: ModelArguments, num_classes: int) -> ImageEmbedder:
-    """Return the embedder, its backbone as it was trained before.
+    """Return the embedder with its pretrained backbone.
 
     Raises:
         ValueError: the backbone is neither a ResNet nor an embedder.
