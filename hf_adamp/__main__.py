@@ -1,8 +1,7 @@
-"""Launcher: run a training script unchanged, with ``--optim adamp`` and ``--optim sgdp`` known.
+"""Launcher: runs a training script unchanged, with ``--optim adamp`` and ``--optim sgdp`` added.
 
-``--log`` before the script adds a `ProjectionLog` to each of its Trainers. Beside the launcher
-stand two commands: ``inspect`` says whether a model has scale-invariant weights, ``plot`` draws
-runs.
+``--log`` before the script adds a `ProjectionLog` to each of its Trainers. There are two more
+commands: ``inspect`` says whether a model has scale-invariant weights, ``plot`` draws runs.
 
     python -m hf_adamp run_glue.py --optim adamp ...
     python -m hf_adamp --log runs/projection.jsonl run_glue.py --optim adamp ...
@@ -11,9 +10,9 @@ runs.
     python -m hf_adamp inspect resnet
     python -m hf_adamp plot RUN [RUN ...]
 
-The script runs as ``__main__`` with the ``sys.argv`` and ``sys.path`` that Python itself would
-give it. Nothing is imported before the script imports it. On several CPU processes the launcher
-also ends the process (see ``process_exit``).
+The script runs as ``__main__`` with the ``sys.argv`` and ``sys.path`` that Python would give it.
+The launcher does not import torch or Transformers before the script does. With several CPU
+processes it also ends the process (see ``process_exit``).
 """
 
 import argparse
@@ -31,7 +30,7 @@ from hf_adamp.integration.trainer_log import TrainerLog
 
 __all__ = ["main"]
 
-# Launchers start fresh interpreters, which would know nothing of this one.
+# Launchers start fresh interpreters, in which `register` has not been called.
 _LAUNCHERS = {
     "accelerate": "accelerate launch",
     "accelerate.commands.accelerate_cli": "accelerate launch",
@@ -42,7 +41,7 @@ _LAUNCHERS = {
     "torch.distributed.run": "torchrun",
     "torchrun": "torchrun",
 }
-# Words that stand where a script would; a script of this name can be run as ./inspect.
+# Names in place of a script; run a script of the same name as ./inspect.
 _COMMANDS = {
     "inspect": "hf_adamp.diagnostics.inspect_command",
     "plot": "hf_adamp.diagnostics.plot_command",
@@ -50,14 +49,14 @@ _COMMANDS = {
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Parse the launcher's own arguments and run the script or module behind them.
+    """Parse the launcher's own arguments and run the script or module after them.
 
     Args:
         argv: Arguments without the program name; default ``sys.argv[1:]``.
 
     Raises:
-        SystemExit: With status 2 where the arguments name nothing that can be run, and whatever
-            the script itself exits with.
+        SystemExit: With status 2 if the arguments name nothing that can be run, and with the
+            script's own status if it exits.
     """
     argv = sys.argv[1:] if argv is None else argv
     if argv and argv[0] in _COMMANDS:
@@ -72,7 +71,7 @@ def main(argv: list[str] | None = None) -> None:
     if launcher is not None:
         parser.error(
             f"{target} starts fresh interpreters, which this launcher does not reach; "
-            f"turn the command round: {_reversed(launcher)}."
+            f"reverse the order: {_reversed(launcher)}."
         )
     if arguments.module is None and not Path(target).exists():
         parser.error(f"cannot find the script {target}; check the path, or use -m for a module.")
@@ -97,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
         "       %(prog)s [--log FILE] (SCRIPT | -m MODULE) [ARGS ...]\n"
         "       %(prog)s inspect MODEL [OPTIONS]\n"
         "       %(prog)s plot RUN [RUN ...] [OPTIONS]",
-        description="Run a training script with --optim adamp and --optim sgdp known, inspect a "
+        description="Run a training script with --optim adamp and --optim sgdp added, inspect a "
         "model (inspect --help), or plot runs (plot --help).",
         allow_abbrev=False,
     )
@@ -106,8 +105,8 @@ def _parser() -> argparse.ArgumentParser:
         "--log",
         type=_log_file,
         metavar="FILE",
-        help="add ProjectionLog to each Trainer of the script and write FILE.jsonl; the word "
-        "reports writes no file, so that the numbers go to the Trainer's reporters only",
+        help="add ProjectionLog to each Trainer of the script and write FILE (.jsonl); with "
+        "reports in place of FILE, the numbers go to the Trainer's reporters only",
     )
     parser.add_argument(
         "-m",
@@ -126,7 +125,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _log_file(text: str) -> str:
     if text != "reports" and not text.endswith(".jsonl"):
-        raise argparse.ArgumentTypeError(f"{text} must end in .jsonl, or be the word reports")
+        raise argparse.ArgumentTypeError(f"{text} must end in .jsonl, or be reports")
     return text
 
 
@@ -136,16 +135,16 @@ def _run_logged(file: str, run: Callable[[], object]) -> None:
     run()
     if not log.trainers:
         print(
-            f"--log {file} has no effect: the script made no transformers.Trainer; in a loop of "
-            "its own use hf_adamp.diagnostics.StepLog.",
+            f"--log {file} has no effect: the script created no transformers.Trainer; in your own "
+            "loop use hf_adamp.diagnostics.StepLog.",
             file=sys.stderr,
         )
 
 
 def _run_script(script: str, arguments: list[str]) -> None:
     sys.argv = [script, *arguments]
-    # python -m put the working directory first; python SCRIPT puts the script's. In safe-path mode
-    # neither is there.
+    # `python -m` puts the working directory first in sys.path, `python SCRIPT` the script's. In
+    # safe-path mode neither is there.
     if not getattr(sys.flags, "safe_path", False):
         sys.path[0] = str(Path(script).resolve().parent)
     runpy.run_path(script, run_name="__main__")

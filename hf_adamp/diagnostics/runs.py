@@ -1,4 +1,4 @@
-"""Read what `ProjectionLog` and `StepLog` told: from their file, a Trainer's state, TensorBoard."""
+"""Reads logs of `ProjectionLog` and `StepLog`: from their file, Trainer state or TensorBoard."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["read_run"]
 
 _STATE = "trainer_state.json"
 _EVENTS = "events.out.tfevents*"
-# Of all that a run logs under names with a slash, these are ours.
+# A run logs other names with a slash, too; these are ours.
 _OURS = re.compile(
     r"(?:train/)?(loss|weight_norm|update_norm|effective_step|channel_margin|radial_share"
     r"|not_projected|projected_\w+)(?:/(.+))?"
@@ -26,25 +26,25 @@ Line = dict[str, Any]
 
 
 def read_run(path: str | Path, weights: str | None = None) -> list[Line]:
-    """Return a run's numbers in the order of its steps, a dictionary a logged step.
+    """Return a run's numbers in the order of its steps, one dictionary per logged step.
 
     Args:
         path: a `ProjectionLog` or `StepLog` file, a `trainer_state.json`, a TensorBoard event file,
-            or a folder with one of them, which are looked for in this order: a run's output folder.
-        weights: a regular expression; only weights whose names it is found in count, or, where
-            the run told of kinds of modules only, kinds whose names it is found in. Default: all.
+            or a folder, such as a run's output folder. A folder is searched for them in this order.
+        weights: a regular expression; only weights whose names match are read. If the run logged
+            only kinds of modules, it selects kinds. Default: all.
 
     Raises:
-        FileNotFoundError: there is no such path.
-        ValueError: nothing there is a log of ours, or no weight is meant.
-        ModuleNotFoundError: an event file is to be read, and TensorBoard is not installed.
+        FileNotFoundError: the path does not exist.
+        ValueError: there is no log of ours, or no weight matches.
+        ModuleNotFoundError: TensorBoard is needed for an event file and not installed.
     """
     source = _find(Path(path))
     lines = [line for line in _read(source) if "effective_step" in line]
     overall = [line for line in lines if line["weight"] is None]
     if not overall:
         raise ValueError(
-            f"{source} holds no line for the whole model; train with ProjectionLog(jsonl=...) for "
+            f"{source} has no line for the whole model; train with ProjectionLog(jsonl=...) for "
             "at least logging_steps steps first."
         )
     return overall if weights is None else _select(lines, overall, weights, source)
@@ -52,7 +52,7 @@ def read_run(path: str | Path, weights: str | None = None) -> list[Line]:
 
 def _find(path: Path) -> Path:
     if not path.exists():
-        raise FileNotFoundError(f"{path} is no file and no folder; give a run's folder or its log.")
+        raise FileNotFoundError(f"{path} does not exist; give a run's folder or its log.")
     if path.is_file():
         return path
     for file in (path / "projection.jsonl", *sorted(path.glob("*.jsonl"))):
@@ -66,7 +66,7 @@ def _find(path: Path) -> Path:
     events = [file for above in ("", "*/", "*/*/") for file in path.glob(above + _EVENTS)]
     if not events:
         raise ValueError(
-            f"{path} holds no log: no *.jsonl of ProjectionLog, no {_STATE}, no {_EVENTS}; train "
+            f"{path} has no log: no *.jsonl of ProjectionLog, no {_STATE}, no {_EVENTS}; train "
             "with callbacks=[ProjectionLog()] first."
         )
     return max(events, key=lambda file: file.stat().st_mtime)
@@ -102,8 +102,7 @@ def _read_events(source: Path) -> Iterator[Line]:
         module = import_module("tensorboard.backend.event_processing.event_accumulator")
     except ImportError as error:
         raise ModuleNotFoundError(
-            f"{source} can be read only with TensorBoard, which is not installed: "
-            "pip install tensorboard"
+            f"reading {source} needs TensorBoard, which is not installed: pip install tensorboard"
         ) from error
     events = module.EventAccumulator(str(source), size_guidance={"scalars": 0}).Reload()
     steps: dict[int, Line] = {}
@@ -115,7 +114,7 @@ def _read_events(source: Path) -> Iterator[Line]:
 
 
 def _split(step: int, entry: Line) -> Iterator[Line]:
-    """Turn `weight_norm` and `weight_norm/Conv2d` of one step into a line each."""
+    """Turn `weight_norm` and `weight_norm/Conv2d` of one step into one line each."""
     groups: dict[str | None, Line] = {}
     for key, value in entry.items():
         if ours := _OURS.fullmatch(key):
@@ -125,14 +124,14 @@ def _split(step: int, entry: Line) -> Iterator[Line]:
 
 
 def _select(lines: list[Line], overall: list[Line], weights: str, source: Path) -> list[Line]:
-    """Put the lines of the weights that are meant into one a step."""
+    """Combine the lines of the matching weights into one per step."""
     names = sorted({line["weight"] for line in lines if line["weight"] is not None})
     kinds = [name for name in names if "." not in name]
     meant = {name for name in names if re.search(weights, name)}
     meant = meant - set(kinds) or meant
     if not meant:
         raise ValueError(
-            f"weights={weights!r} is found in no name of a weight or kind in {source}; it knows "
+            f"weights={weights!r} matches no weight or kind in {source}; it has "
             f"{', '.join(names[:6]) or 'none'}{', ...' if len(names) > 6 else ''}."
         )
     rows: dict[int, list[Row]] = {}

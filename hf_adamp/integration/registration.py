@@ -1,12 +1,12 @@
 """`adamp` and `sgdp` as optimizer names of Transformers.
 
-Two places are extended, each as soon as its module is loaded, so that nothing here imports
-Transformers before the program does:
+Two places are extended, each as soon as its module is loaded. So nothing here imports Transformers
+before the program does:
 
 - ``transformers.training_args.OptimizerNames``, from which ``--help``, ``HfArgumentParser`` and
   ``TrainingArguments`` take the names they accept;
 - ``Trainer.get_optimizer_cls_and_kwargs``, which turns ``TrainingArguments`` into an optimizer. It
-  is wrapped rather than added to the table behind it, because it is public, is there in every
+  is wrapped, instead of extending the table behind it, because it is public, exists in every
   supported version, and still has ``optim_args`` as the user wrote them.
 """
 
@@ -38,8 +38,8 @@ def register() -> None:
     that, or to see the error if the automatic registration has failed silently.
 
     Raises:
-        RuntimeError: This version of Transformers has no place for the names, or has an optimizer
-            of the same name. If Transformers is not loaded yet, importing it raises this.
+        RuntimeError: This version of Transformers cannot be extended, or has an optimizer of the
+            same name. If Transformers is not loaded yet, importing it raises the error.
 
     Example:
         >>> import hf_adamp
@@ -52,7 +52,7 @@ def register() -> None:
 
 
 def add_names() -> None:
-    """Add our members to the loaded ``OptimizerNames``; twice is once."""
+    """Add our members to the loaded ``OptimizerNames``; a second call does nothing."""
     names: Any = getattr(sys.modules["transformers.training_args"], "OptimizerNames", None)
     try:
         taken = {value: names(value) for value in OPTIMIZER_NAMES if value in _values(names)}
@@ -68,7 +68,7 @@ def add_names() -> None:
         ) from error
     if foreign:
         raise RuntimeError(
-            f"OptimizerNames has a foreign {' and '.join(foreign)}; for this package's, "
+            f"OptimizerNames already has another {' and '.join(foreign)}; to use this package's, "
             "pass optimizers=(hf_adamp.create_optimizer(model, args), None)."
         )
 
@@ -79,7 +79,7 @@ def _values(names: Any) -> dict[str, Enum]:
 
 
 def _suggest(names: Any) -> None:
-    """Let the enum's own message about an unknown name say which of ours was meant."""
+    """Let the enum's own error for an unknown name suggest one of ours."""
     original = names._missing_.__func__
     if hasattr(original, "_hf_adamp"):
         return
@@ -102,14 +102,14 @@ def _is_ours(member: Enum) -> bool:
 
 
 def _add_member(names: Any, value: str) -> None:
-    """Do to a finished string enum what its metaclass does for each name in the class body."""
+    """Add a name to a finished string enum, as its metaclass does for each name in the body."""
     member = str.__new__(names, value)
     member._name_ = value.upper()
     member._value_ = value
     member.__objclass__ = names
     member._sort_order_ = len(names._member_names_)
-    # training_args.bin holds this member: pickled by value it would not load in a process that
-    # has not registered the name, so it names the function that registers and looks it up.
+    # training_args.bin contains this member. Pickled by value, it would not load in a process that
+    # has not registered the name. So the pickle calls the function that registers and looks it up.
     member.__reduce_ex__ = lambda protocol: (optimizer_name, (value,))
     names._member_names_.append(member._name_)
     names._member_map_[member._name_] = member
@@ -119,9 +119,9 @@ def _add_member(names: Any, value: str) -> None:
 
 
 def optimizer_name(value: str) -> Any:
-    """Return the member of ``OptimizerNames``, registering it where this process has not yet.
+    """Return the member of ``OptimizerNames``, registering it first if necessary.
 
-    Pickles refer to this function by its full name: it keeps its place across releases.
+    Pickles refer to this function by its full name, so it must not move between releases.
     """
     from transformers.training_args import OptimizerNames  # noqa: PLC0415  not before the program
 
@@ -130,7 +130,7 @@ def optimizer_name(value: str) -> Any:
 
 
 def add_dispatch() -> None:
-    """Let the loaded ``Trainer`` build our optimizers; twice is once."""
+    """Let the loaded ``Trainer`` build our optimizers; a second call does nothing."""
     trainer_class: Any = getattr(sys.modules["transformers.trainer"], "Trainer", None)
     original = getattr(trainer_class, "get_optimizer_cls_and_kwargs", None)
     if original is None:
@@ -146,7 +146,7 @@ def _dispatching(original: Callable[..., Any]) -> Callable[..., Any]:
     def get_optimizer_cls_and_kwargs(args: Any, model: Any = None) -> Any:
         if args.optim not in OPTIMIZER_NAMES:
             return original(args, model)
-        # Needs torch and Transformers, which are loaded by now and were not when we were.
+        # Needs torch and Transformers, which may not have been loaded when this module was.
         from hf_adamp.integration.factory import optimizer_cls_and_kwargs  # noqa: PLC0415
 
         return optimizer_cls_and_kwargs(args, model)

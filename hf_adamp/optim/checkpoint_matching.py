@@ -1,9 +1,9 @@
-"""Which state of a checkpoint belongs to which weight.
+"""Finds which state of a checkpoint belongs to which weight.
 
-torch.optim goes by position: the third weight of the second group gets the third state of the
-second group. Where two runs group their weights by different rules, that is another weight. Names
-tell, where both sides have them (`param_names`); otherwise the sizes of the groups and the shapes
-of the state do, as far as the ways are known in which these weights can have been grouped.
+torch.optim matches by position: the third weight of the second group gets the third state of the
+second group. If two runs group their weights by different rules, that is the wrong weight. If both
+sides have names (`param_names`), names decide. Otherwise the known ways to group these weights are
+tried, and the one that fits the sizes of the groups and the shapes of the state is used.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ logger = logging.getLogger(__name__)
 
 
 class Source(Protocol):
-    """What is known of the model that an optimizer's weights are of."""
+    """What is known about the model that an optimizer's weights belong to."""
 
     def names(self, params: Sequence[Tensor]) -> list[str] | None:
-        """Their names, or None where one of them is unknown."""
+        """Their names, or None if one of them is unknown."""
 
     def groupings(self) -> list[list[list[Tensor]]]:
-        """The ways in which these weights can have been grouped; a way is a list of groups."""
+        """The known ways to group these weights; each is a list of groups."""
 
 
 class KeptNames:
-    """The names of weights whose model is elsewhere: those of a copied or unpickled optimizer.
+    """The names of weights whose model is not here: those of a copied or unpickled optimizer.
 
     Keeps no weight alive.
     """
@@ -42,38 +42,38 @@ class KeptNames:
 
     @classmethod
     def of(cls, names: Sequence[str] | None, groups: Sequence[_Group]) -> KeptNames | None:
-        """The names of the weights of these groups; None where there are none."""
+        """The names of the weights in these groups; None if there are none."""
         params = [param for group in groups for param in group["params"]]
         return None if names is None else cls(names, params)
 
     def names(self, params: Sequence[Tensor]) -> list[str] | None:
-        """The weights' names; None where one is unknown."""
+        """The weights' names; None if one is unknown."""
         found = [self._known.get(id(param)) for param in params]
         return None if None in found else found  # type: ignore[return-value]
 
     def groupings(self) -> list[list[list[Tensor]]]:
-        """None: only the model knows."""
+        """Empty: only the model knows."""
         return []
 
 
 _Group = Mapping[str, Any]
 _Order = tuple[int, ...]
 
-# torch.compile, activation checkpointing and FSDP put these into the names of what they wrap.
+# torch.compile, activation checkpointing and FSDP add these to the names of wrapped modules.
 _WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.", "_fsdp_wrapped_module.")
-# What grouping is about: after regrouping these are the optimizer's own.
+# These define a grouping, so after regrouping they come from the optimizer, not the checkpoint.
 _OF_THE_GROUPING = ("params", "param_names", "weight_decay", "scale_invariant")
 _MISSING = object()
 
 _REMEDY = (
-    "Group the weights as the checkpoint does: groups=transformers in --optim_args, or "
-    'get_param_groups(model, weight_decay, rule="transformers"), for one of a Trainer with AdamW; '
-    "groups=hf_adamp, the default, for one of --optim adamp."
+    "Group the weights as the checkpoint does. For a Trainer's checkpoint with AdamW, use "
+    "groups=transformers in --optim_args, or get_param_groups(model, weight_decay, "
+    'rule="transformers"). For one with --optim adamp, use groups=hf_adamp, the default.'
 )
 
 
 def names_of(groups: Sequence[_Group], source: Source | None = None) -> list[str] | None:
-    """The weights' names, by themselves or from their source, where each has one of its own."""
+    """The weights' names, from the groups or from their source; None unless they are unique."""
     names: list[str] = []
     for group in groups:
         of_group = group.get("param_names") or []
@@ -88,7 +88,7 @@ def names_of(groups: Sequence[_Group], source: Source | None = None) -> list[str
 
 
 def _plain(names: Sequence[str]) -> list[str] | None:
-    """Names without what wrappers of a model have put into them; None where two are the same."""
+    """Names without the parts that wrappers have added; None if two are the same."""
     for wrapper in _WRAPPERS:
         names = [name.replace(wrapper, "") for name in names]
     if all(name.startswith("module.") for name in names):
@@ -105,21 +105,21 @@ def match_weights(
     source: Source | None = None,
     trust_positions: bool = False,
 ) -> list[dict[str, Any]]:
-    """The checkpoint's groups, their weights in the order of the optimizer's groups.
+    """The checkpoint's groups, with their weights in the order of the optimizer's groups.
 
-    Where its groups are others, each of the optimizer's gets the options on which those that its
-    weights come from agree, and keeps its own `weight_decay` and `scale_invariant`.
+    If the grouping differs, each of the optimizer's groups takes the options on which the groups
+    that its weights come from agree. It keeps its own `weight_decay` and `scale_invariant`.
 
     Args:
         saved: the checkpoint's param groups; `params` holds the keys of its state.
         groups: the optimizer's param groups.
-        shapes: for each key the shape of its weight, None or missing where the state hides it.
-        saved_names: of the checkpoint's weights in their order, where its groups have none.
+        shapes: the shape of the weight of each key; None or missing if the state does not show it.
+        saved_names: names of the checkpoint's weights, in order, if its groups have none.
         source: of the optimizer's weights.
-        trust_positions: whether positions are right where the sizes of the groups are.
+        trust_positions: whether to match by position if the sizes of the groups agree.
 
     Raises:
-        ValueError: where weights and state cannot be matched, or in more than one way.
+        ValueError: if weights and state cannot be matched, or in more than one way.
     """
     unchanged = [dict(group) for group in saved]
     alike = _sizes(saved) == _sizes(groups)
@@ -136,14 +136,14 @@ def match_weights(
         order = _order_by_grouping(saved, groups, shapes, groupings)
     if alike and order == tuple(range(len(order))):
         return unchanged
-    logger.info("The checkpoint has other param groups; each weight's state is found by itself.")
+    logger.info("The checkpoint's param groups differ; each weight's state is matched on its own.")
     return _regrouped(saved, groups, order)
 
 
 def _order_by_name(
     theirs: Sequence[str], ours: Sequence[str], saved: Sequence[_Group], groups: Sequence[_Group]
 ) -> _Order:
-    """For each of the optimizer's weights, which of the checkpoint's it is."""
+    """For each of the optimizer's weights, its position in the checkpoint."""
     place = {name: index for index, name in enumerate(theirs)}
     if place.keys() == set(ours):
         return tuple(place[name] for name in ours)
@@ -153,14 +153,14 @@ def _order_by_name(
         pairs = [(a, b) for a, b in zip(theirs, ours, strict=True) if a != b]
         if all(a in gone and b in unknown for a, b in pairs):
             logger.warning(
-                f"The checkpoint calls {len(pairs)} weights otherwise ({pairs[0][0]} is now "
+                f"The checkpoint has other names for {len(pairs)} weights ({pairs[0][0]} is now "
                 f"{pairs[0][1]}); their state is matched by position, as in torch.optim."
             )
             return tuple(range(len(ours)))
     raise ValueError(
-        f"the checkpoint is of other weights: it lacks {_listed(unknown) or 'none'} and has "
-        f"{_listed(gone) or 'none'} besides; train the same weights, or adapt the checkpoint in a "
-        "hook (register_load_state_dict_pre_hook)."
+        f"the checkpoint has other weights: it lacks {_listed(unknown) or 'none'} and has "
+        f"{_listed(gone) or 'none'} in addition; train the same weights, or adapt the checkpoint "
+        "in a hook (register_load_state_dict_pre_hook)."
     )
 
 
@@ -170,7 +170,7 @@ def _order_by_grouping(
     shapes: Mapping[Hashable, torch.Size | None],
     groupings: Sequence[Sequence[Sequence[Tensor]]],
 ) -> _Order:
-    """For each of the optimizer's weights, which of the checkpoint's it can only be."""
+    """For each of the optimizer's weights, its only possible position in the checkpoint."""
     params = [param for group in groups for param in group["params"]]
     keys = [key for group in saved for key in group["params"]]
     sizes = [size for size in _sizes(saved) if size]
@@ -183,7 +183,7 @@ def _order_by_grouping(
     orders: dict[_Order, None] = {}
     in_place = tuple(range(len(params)))
     if sizes == [size for size in _sizes(groups) if size] and fits(in_place):
-        # Our own checkpoints are grouped as their run was, and a run seldom changes that.
+        # Our own checkpoints have their run's grouping, and a run seldom changes it.
         if all("delta" in group for group in saved):
             return in_place
         orders[in_place] = None
@@ -200,7 +200,7 @@ def _order_by_grouping(
     if len(orders) > 1:
         raise ValueError(
             "the checkpoint's param groups fit these weights in more than one way, and it has no "
-            f"names to tell which state is whose. {_REMEDY}"
+            f"names that would decide. {_REMEDY}"
         )
     return next(iter(orders))
 
@@ -231,7 +231,7 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _mismatch(saved: Sequence[_Group], groups: Sequence[_Group]) -> str:
-    """What differs, in torch's words first, and what to do."""
+    """What differs, starting with torch's own words, and what to do."""
     theirs, ours = _sizes(saved), _sizes(groups)
     if len(theirs) != len(ours):
         what = "loaded state dict has a different number of parameter groups"
@@ -241,8 +241,8 @@ def _mismatch(saved: Sequence[_Group], groups: Sequence[_Group]) -> str:
             "optimizer's group"
         )
     else:
-        what = "loaded state dict has state of other shapes than the optimizer's weights"
-    sizes = f"{what}: it has groups of {_listed(theirs)} weights, the optimizer of {_listed(ours)}"
+        what = "loaded state dict has state whose shapes differ from the optimizer's weights"
+    sizes = f"{what}: it has groups of {_listed(theirs)} weights, the optimizer {_listed(ours)}"
     if sum(theirs) != sum(ours):
         return f"{sizes}; train the same weights, or adapt it in register_load_state_dict_pre_hook."
     return f"{sizes}. {_REMEDY}"

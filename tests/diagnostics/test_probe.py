@@ -423,7 +423,7 @@ def test_made_up_inputs_that_do_not_suit_are_named():
 
 BAD = {
     "no module": ("model", {}, TypeError, "must be a torch.nn.Module, not str"),
-    "no inputs": (linear(), {}, ValueError, "is no model of Transformers.*pass inputs="),
+    "no inputs": (linear(), {}, ValueError, "is not a Transformers model.*pass inputs="),
     "wrong inputs": (linear(), {"inputs": 3}, TypeError, "inputs holds int"),
     "empty list": (linear(), {"inputs": []}, TypeError, "inputs holds no batch"),
     "gradients": (linear(), {"inputs": (), "gradients": 0}, ValueError, "gradients=0 must be"),

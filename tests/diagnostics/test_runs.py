@@ -89,7 +89,9 @@ def test_kinds_are_chosen_where_no_weight_is_meant(run):
 
 
 def test_weights_that_no_run_has_are_rejected(run):
-    with pytest.raises(ValueError, match=r"weights='q_proj' is found in no name.*conv\.weight"):
+    with pytest.raises(
+        ValueError, match=r"weights='q_proj' matches no weight or kind.*conv\.weight"
+    ):
         read_run(run, "q_proj")
 
 
@@ -110,7 +112,7 @@ def test_other_files_of_json_lines_are_passed_over(run, tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("log.jsonl", "", r"log\.jsonl holds no line for the whole model"),
+        ("log.jsonl", "", r"log\.jsonl has no line for the whole model"),
         (
             "trainer_state.json",
             '{"log_history": [{"step": 1, "loss": 1}]}',
@@ -125,9 +127,9 @@ def test_file_without_our_numbers_is_rejected(tmp_path, name, content, message):
 
 
 def test_folder_without_a_log_is_rejected(tmp_path):
-    with pytest.raises(ValueError, match=r"holds no log: .*train with callbacks="):
+    with pytest.raises(ValueError, match=r"has no log: .*train with callbacks="):
         read_run(tmp_path)
-    with pytest.raises(FileNotFoundError, match="no file and no folder"):
+    with pytest.raises(FileNotFoundError, match="does not exist"):
         read_run(tmp_path / "missing")
 
 
@@ -155,4 +157,4 @@ def test_plot_command_says_what_is_wrong(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["plot", str(tmp_path / "missing")])
     assert stop.value.code == 2
-    assert "is no file and no folder" in capsys.readouterr().err
+    assert "does not exist" in capsys.readouterr().err

@@ -106,7 +106,7 @@ def test_script_sees_its_own_options_and_exit_status(run_python, tmp_path):
 REFUSALS = [
     ([], "nothing to run; give a SCRIPT, or -m MODULE."),
     (["-m"], "nothing to run; give a SCRIPT, or -m MODULE."),
-    (["--log", "run", "train.py"], "run must end in .jsonl, or be the word reports"),
+    (["--log", "run", "train.py"], "run must end in .jsonl, or be reports"),
     (["missing.py", "--x"], "cannot find the script missing.py"),
     (["--optim", "adamp"], "unrecognized arguments: --optim"),
     (

@@ -141,7 +141,7 @@ def test_foreign_optimizer_of_the_same_name_is_left_alone(monkeypatch):
         SGDP = "sgdp"
 
     fake_transformers(monkeypatch, training_args={"OptimizerNames": Names})
-    with pytest.raises(RuntimeError, match="has a foreign sgdp"):
+    with pytest.raises(RuntimeError, match="already has another sgdp"):
         registration.add_names()
     assert [member.value for member in Names] == ["adamw", "sgdp"]
 

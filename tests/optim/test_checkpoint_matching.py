@@ -76,7 +76,7 @@ def test_adamw_grouped_by_another_rule_continues_in_adamp(grouped, caplog):
     with caplog.at_level("INFO"):
         second.load_state_dict(copy.deepcopy(first.state_dict()))
     assert_each_has_its_own(second, after, first, before)
-    assert "each weight's state is found by itself" in caplog.text
+    assert "each weight's state is matched on its own" in caplog.text
     # What all groups agree on is the checkpoint's, what the grouping is about is the optimizer's.
     assert {group["lr"] for group in second.param_groups} == {0.5}
     assert [group["weight_decay"] for group in second.param_groups] == [0.3, 0.0]
@@ -192,11 +192,11 @@ def test_checkpoint_of_other_weights_names_them(change):
     saved = begun(AdamP(get_param_groups(before, 0.1)), before).state_dict()
     if change == "frozen":
         after.head.weight.requires_grad_(False)
-        match = r"it lacks none and has head\.weight besides; train the same weights"
+        match = r"it lacks none and has head\.weight in addition; train the same weights"
     else:
         index = saved["param_names"].index("head.weight")
         saved["param_names"][index], saved["param_names"][0] = "embed.weight", "tail.weight"
-        match = r"it lacks head\.weight and has tail\.weight besides"
+        match = r"it lacks head\.weight and has tail\.weight in addition"
     second = AdamP(get_param_groups(after, 0.1))
     with pytest.raises(ValueError, match=match):
         second.load_state_dict(saved)
@@ -211,7 +211,7 @@ def test_error_says_what_differs_and_what_to_write():
     with pytest.raises(
         ValueError,
         match=r"doesn't match the size of optimizer's group: it has groups of 5, 2 weights, the "
-        r"optimizer of 3, 4\. .* groups=transformers in --optim_args, or get_param_groups",
+        r"optimizer 3, 4\. .* groups=transformers in --optim_args, or get_param_groups",
     ):
         second.load_state_dict(saved)
 

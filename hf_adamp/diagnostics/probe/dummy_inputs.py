@@ -1,6 +1,6 @@
-"""Random inputs for a model of Transformers, made up from its config and its `forward`.
+"""Generates random inputs for a Transformers model from its config and its `forward`.
 
-Reads attributes only; Transformers itself is not imported.
+Only reads attributes; Transformers itself is not imported.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ __all__ = ["dummy_batches", "explain"]
 _TOKENS = 16
 _SAMPLES = 8000
 _FRAMES = 64
-# What is left of it behind a network that halves it five times still has some neighbours.
+# After halving it five times, a network still has a few neighbouring pixels.
 _IMAGE = 64
 _REMEDY = (
-    "pass inputs=, a batch as your training loop has it (on the command line --inputs "
+    "pass inputs=, a batch as in your training loop (on the command line: --inputs "
     "MODULE:FUNCTION, a function that returns one)"
 )
 
@@ -29,27 +29,27 @@ Batch = dict[str, Tensor]
 
 
 def dummy_batches(model: nn.Module, count: int, seed: int) -> Iterator[list[Batch]]:
-    """Make up batches for a model of Transformers, in several ways: the best first.
+    """Generate batches for a Transformers model, in several ways, best first.
 
-    The smaller the images the faster the probe, but not every model takes another size than its
-    config says. Labels make a loss, but not every model takes ours.
+    Smaller images make the probe faster, but not every model accepts another size than its config
+    says. Labels give a loss, but not every model accepts ours.
 
     Args:
         model: The model.
         count: Number of batches.
-        seed: Of the random numbers.
+        seed: Seed of the random numbers.
 
     Yields:
-        Batches made in another way than before.
+        Batches, each time generated in another way.
 
     Raises:
-        ValueError: The model has no config, or an input that it needs is of an unknown kind.
+        ValueError: The model has no config, or it needs an input of an unknown kind.
     """
     config = getattr(model, "config", None)
     if config is None or not hasattr(model, "main_input_name"):
         raise ValueError(
-            f"inputs=None, and {type(model).__name__} is no model of Transformers whose config "
-            f"tells what it takes; {_REMEDY}."
+            f"inputs=None, and {type(model).__name__} is not a Transformers model, whose config "
+            f"would say what it takes; {_REMEDY}."
         )
     device = next(model.parameters()).device
     seen = []
@@ -64,23 +64,23 @@ def dummy_batches(model: nn.Module, count: int, seed: int) -> Iterator[list[Batc
 
 
 def explain(model: nn.Module, batches: list[Batch], error: Exception) -> ValueError:
-    """What to say where a model does not run on what was made up for it."""
+    """The error for a model that does not run on generated inputs."""
     shapes = ", ".join(f"{name}: {tuple(tensor.shape)}" for name, tensor in batches[0].items())
     reason = " ".join(str(error).split())[:200]
     return ValueError(
-        f"{type(model).__name__} does not run on the inputs made up for it ({shapes}): "
+        f"{type(model).__name__} does not run on generated inputs ({shapes}): "
         f"{type(error).__name__}: {reason.rstrip('.')}; {_REMEDY}."
     )
 
 
 class _Maker:
-    """Makes up a batch for a model.
+    """Generates a batch for a model.
 
     Args:
         model: The model.
         config: Its config.
         generator: Source of the numbers.
-        extent: Height and width of images; None: as the config says.
+        extent: Height and width of images; None takes them from the config.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class _Maker:
     ) -> None:
         self.model, self.config, self.extent = model, config, extent
         self.generator = generator
-        # Norms by the batch need a few samples to tell from each other.
+        # A BatchNorm needs a few different samples.
         by_batch = any(name.endswith("running_mean") for name, _ in model.named_buffers())
         self.size = 4 if by_batch else 2
         self.makers: dict[str, Callable[[], Tensor]] = {
@@ -103,12 +103,12 @@ class _Maker:
         }
 
     def batch(self, *, labelled: bool) -> Batch:
-        """Make it: the main input, those without which nothing goes, and labels."""
+        """Generate the main input, the other required inputs, and labels."""
         model, config = self.model, self.config
         accepted = inspect.signature(model.forward).parameters
         main = str(model.main_input_name)
         if main not in accepted:
-            # Some towers keep the name that all models have by default.
+            # Some towers keep the default name of all models.
             main = next((name for name in accepted if name in self.makers), main)
         needed = [main, *self._companions(main)]
         needed += [
@@ -130,18 +130,18 @@ class _Maker:
         try:
             return self.makers[name]()
         except (KeyError, AttributeError, TypeError) as error:
-            # Unknown, or the config does not have what its size follows from.
+            # The input is unknown, or the config lacks the value that determines its size.
             raise ValueError(
                 f"inputs=None, and {type(self.model).__name__} takes {name}, which the probe "
-                f"cannot make up; {_REMEDY}."
+                f"cannot generate; {_REMEDY}."
             ) from error
 
     def _companions(self, main: str) -> list[str]:
-        """What a model with two towers compares with its main input; where boxes stand."""
+        """The second input of a two-tower model, or the boxes of a layout model."""
         config, found = self.config, []
         if main == "input_ids" and hasattr(config, "text_config"):
             mixed = any(name.startswith("image_token") for name in vars(config))
-            # Image and text are encoded apart, as in CLIP: any text goes with any image.
+            # Image and text are encoded separately, as in CLIP, so any text goes with any image.
             if hasattr(config, "vision_config") and not mixed:
                 found.append("pixel_values")
             if hasattr(config, "audio_config") and hasattr(config.audio_config, "spec_size"):
@@ -154,7 +154,7 @@ class _Maker:
         return torch.randn(self.size, *shape, generator=self.generator)
 
     def tokens(self, length: int = _TOKENS) -> Tensor:
-        """Tokens without special meaning, so that no image is expected behind any."""
+        """Tokens without special meaning, so that none announces an image."""
         config = self.config
         text = config.get_text_config() if hasattr(config, "get_text_config") else config
         special = {
@@ -169,15 +169,15 @@ class _Maker:
         return torch.tensor(ordinary)[picked]
 
     def anything(self) -> Tensor:
-        """For Perceiver: tokens, or what its encoder takes."""
+        """Perceiver's input: tokens, or what its encoder takes."""
         name = type(self.model).__name__
         if name.endswith(("MaskedLM", "SequenceClassification")):
-            # Its decoder asks for as many positions as there are.
+            # Its decoder needs all positions.
             return self.tokens(self.config.max_position_embeddings)
         return self._randn(_TOKENS, self.config.d_model)
 
     def image(self) -> Tensor:
-        """One image a sample, or as many frames as a model of films takes."""
+        """One image per sample, or as many frames as a video model takes."""
         config = self.config
         if main_is_text := self.model.main_input_name == "input_ids":
             config = getattr(config, "vision_config", config)
@@ -193,16 +193,16 @@ class _Maker:
         )
 
     def video(self) -> Tensor:
-        """Frames as large as the config crops them to."""
+        """Frames of the crop size in the config."""
         side = self.config.crop_size
         return self._randn(self.config.frames_per_clip, 3, side, side)
 
     def boxes(self) -> Tensor:
-        """Where each token stands on a page."""
+        """The position of each token on a page."""
         return torch.rand(self.size, _TOKENS, self.config.dim_bbox, generator=self.generator)
 
     def waveform(self) -> Tensor:
-        """Samples of sound, or mel bands where the config speaks of them."""
+        """Audio samples, or mel bands if the config has them."""
         config = self.config
         if hasattr(config, "num_mel_bins") and hasattr(config, "max_length"):
             return self._randn(config.max_length, config.num_mel_bins)
@@ -214,11 +214,11 @@ class _Maker:
         """Frames of mel bands."""
         config = getattr(self.config, "audio_config", self.config)
         if hasattr(config, "spec_size"):
-            # CLAP makes an image of them: as many frames as fill it, in one channel.
+            # CLAP turns them into an image with one channel; these are the frames that fill it.
             frames = config.spec_size * (config.spec_size // config.num_mel_bins)
             return self._randn(1, frames, config.num_mel_bins)
         if hasattr(config, "max_source_positions") and hasattr(config, "num_mel_bins"):
-            # Whisper's encoder halves the frames and takes exactly as many as it has positions.
+            # Whisper's encoder halves the frames and needs exactly one per position.
             return self._randn(config.num_mel_bins, 2 * config.max_source_positions)
         width = getattr(config, "feature_projection_input_dim", None) or config.num_mel_bins
         return self._randn(_FRAMES, width)
@@ -228,10 +228,10 @@ class _Maker:
         return self._randn(_FRAMES, self.config.model_in_dim)
 
     def labels(self, main: Tensor) -> Tensor | None:
-        """Labels where it is known what a model's loss takes."""
+        """Labels, if it is known what the model's loss takes."""
         name, config, generator = type(self.model).__name__, self.config, self.generator
         if name.endswith(("ForCausalLM", "ForMaskedLM", "LMHeadModel", "ForConditionalGeneration")):
-            # The decoder's inputs are given, so labels and inputs need not be shifted copies.
+            # The decoder's inputs are passed separately, so labels need not be a shifted copy.
             return self.tokens(main.shape[1] if not main.is_floating_point() else _TOKENS)
         if name.endswith(("SequenceClassification", "ImageClassification", "AudioClassification")):
             return torch.randint(config.num_labels, (self.size,), generator=generator)
@@ -241,7 +241,7 @@ class _Maker:
 
 
 def _first(config: Any, name: str) -> Any:
-    """A value of a config, or of the nearest config within it that has one."""
+    """A value of a config, or of the nearest nested config that has it."""
     waiting = deque([config])
     while waiting:
         part = waiting.popleft()

@@ -50,8 +50,8 @@ def place_dtensor(
     shape, mesh = param.shape, param.device_mesh
     if any(placement.is_partial() for placement in param.placements):
         raise RuntimeError(
-            f"a weight of shape {tuple(shape)} is placed {param.placements}: parts that have "
-            "to be added up are no weight; redistribute it to Replicate() or Shard()."
+            f"a weight of shape {tuple(shape)} is placed {param.placements}: partial sums are "
+            "not a weight; redistribute it to Replicate() or Shard()."
         )
     # A mesh without this process: the weight is other processes' business.
     if not has_rows(shape) or mesh.get_coordinate() is None:
@@ -96,9 +96,9 @@ def _vectors_here(param: Any, rows: int, vectors: tuple[int, ...]) -> tuple[int,
         here = [row for i in range(pieces) for row in _chunk(_chunk(here, i, pieces), at, count)]
     if len(here) != rows:
         raise RuntimeError(
-            f"a weight of shape {tuple(param.shape)} is placed {param.placements} with {rows} rows "
-            f"on this process, where {len(here)} were expected, so its heads cannot be found; "
-            "use sizes that the mesh divides evenly, or scale_invariant='auto' for it."
+            f"a weight of shape {tuple(param.shape)} is placed {param.placements} and has {rows} "
+            f"rows on this process, but {len(here)} were expected, so its heads cannot be located; "
+            "use sizes that the mesh divides evenly, or scale_invariant='auto' for this weight."
         )
     return rows_of_vectors(here, vectors)
 
