@@ -240,7 +240,7 @@ REFUSED = [
     (
         lambda s, m: replaced(s, **{m: torch.zeros(9)}),
         ValueError,
-        r"shape \(9,\)|of other shapes",
+        r"shape \(9,\)|whose shapes differ",
         "another shape",
     ),
     (lambda s, m: {**s, "state": {0: [1, 2]}}, TypeError, "list as a weight's state", "no mapping"),
