@@ -13,8 +13,8 @@ from hf_adamp.__main__ import main
 from hf_adamp.diagnostics import models
 from hf_adamp.diagnostics.inspect_command import _setting
 from hf_adamp.diagnostics.models import inspect_model
-from tests.diagnostics.tiny_models import needs_stacks
 from tests.tables.decay_rules import GATED, T5, WIDE
+from tests.versions import needs_a_stack_of_experts
 
 HEADS = {**GATED, "num_attention_heads": 4, "num_key_value_heads": 2}
 QWEN = {**HEADS, "num_hidden_layers": 4, "max_window_layers": 4}
@@ -67,7 +67,7 @@ def test_one_layer_of_each_kind_speaks_for_all(config_file):
         # The first layer holds the table of relative positions.
         ("t5", {**T5, "num_layers": 5}, {"encoder.block": 2, "decoder.block": 2}),
         # The first layer has no experts, and only the order of layers tells.
-        pytest.param("deepseek_v3", DEEPSEEK, {"model.layers": 2}, marks=needs_stacks),
+        pytest.param("deepseek_v3", DEEPSEEK, {"model.layers": 2}, marks=needs_a_stack_of_experts),
     ],
 )
 def test_every_kind_of_layer_is_probed(model_type, options, probed, config_file):
@@ -236,7 +236,7 @@ def test_command_shows_a_bar_unless_transformers_is_told_not_to(config_file, cap
     assert "probe Qwen3" not in capsys.readouterr().err
 
 
-@needs_stacks
+@needs_a_stack_of_experts
 @pytest.mark.parametrize("columns", [80, 100, 200])
 def test_table_fits_the_terminal(config_file, capsys, monkeypatch, columns):
     monkeypatch.setenv("COLUMNS", str(columns))

@@ -10,8 +10,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from hf_adamp import AdamP, ProbeReport, get_param_groups, probe
 from hf_adamp.diagnostics.models import inspect_model
 from hf_adamp.granularities import read_granularities
-from tests.diagnostics.tiny_models import JAMBA, LATENT, needs_stacks
+from tests.diagnostics.tiny_models import JAMBA, LATENT
 from tests.tables.decay_rules import GATED
+from tests.versions import needs_a_stack_of_experts
 
 
 def rms(x):
@@ -178,7 +179,9 @@ UNFUSED_ONCE = {"mixtral", "qwen3_moe"}
 @pytest.mark.parametrize(
     "model_type",
     [
-        pytest.param(model_type, marks=needs_stacks if model_type in UNFUSED_ONCE else ())
+        pytest.param(
+            model_type, marks=needs_a_stack_of_experts if model_type in UNFUSED_ONCE else ()
+        )
         for model_type in STACKS
     ],
 )

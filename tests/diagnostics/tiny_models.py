@@ -6,17 +6,10 @@ installs hooks in the first pass that asks for them.
 
 import copy
 
-import pytest
 import torch
 import transformers
-from packaging.version import Version
 
 from tests.tables.decay_rules import GATED, GPT2, SPEECH, STAGES, T5, VISION, WHISPER, WIDE
-
-needs_stacks = pytest.mark.skipif(
-    Version(transformers.__version__) < Version("5.0"),
-    reason="Transformers 4 has a module for each expert, not one weight for all",
-)
 
 TOKENS = {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
 HEADS = {**GATED, "num_attention_heads": 4, "num_key_value_heads": 2}

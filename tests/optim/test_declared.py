@@ -24,6 +24,7 @@ from tests.tables.optimizer_options import (
 )
 from tests.tolerances import assert_close
 from tests.training import assert_identical, assert_same, build, params_of, run_steps, snapshot
+from tests.versions import traced
 from tests.weights import (
     KINDS,
     LAYOUTS,
@@ -474,6 +475,7 @@ def test_gradient_through_declared_steps_equals_finite_differences(family, granu
     assert gradcheck(function, [x.requires_grad_() for x in inputs], atol=1e-5)
 
 
+@traced
 @pytest.mark.slow
 @EVERY_FAMILY
 def test_compiled_declared_step_is_one_graph_and_equals_eager(family):

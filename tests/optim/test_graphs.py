@@ -13,6 +13,7 @@ from hf_adamp.optim import adamp, sgdp
 from hf_adamp.optim.optimizer import ProjectedOptimizer
 from tests.tables.optimizer_options import ADAMP, FAMILIES, SGDP_
 from tests.training import assert_same, build, run_steps, snapshot
+from tests.versions import traced
 from tests.weights import make_grads, make_weights
 
 EVERY_FAMILY = pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
@@ -105,6 +106,7 @@ COMPILED = [
 ]
 
 
+@traced
 @pytest.mark.slow
 @pytest.mark.parametrize(("family", "kwargs"), COMPILED)
 def test_compiled_step_is_one_graph_and_equals_eager(family, kwargs):
@@ -127,6 +129,7 @@ def test_compiled_step_is_one_graph_and_equals_eager(family, kwargs):
     assert_same(family, snapshot(optimizers[1]), snapshot(optimizers[0]), names=names)
 
 
+@traced
 @pytest.mark.slow
 @EVERY_FAMILY
 def test_compiled_step_follows_a_tensor_learning_rate_without_compiling_anew(family):

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from packaging.version import Version
 
 from tests.optim.distributed.reports import CONFIGS, report_of_run
 from tests.tolerances import assert_close
+from tests.versions import needs_torch
 
 HERE = Path(__file__).parent
 _SMALL = ("--num_processes", "2", "--mixed_precision", "no")
@@ -35,9 +35,7 @@ LAUNCHES = {
 }
 
 
-needs_fsdp2_on_a_cpu = pytest.mark.skipif(
-    Version(torch.__version__) < Version("2.7"), reason="FSDP2 of torch 2.6 needs a GPU"
-)
+needs_fsdp2_on_a_cpu = needs_torch("2.7", "FSDP2 of torch 2.6 needs a GPU")
 
 
 @pytest.fixture(scope="module")
