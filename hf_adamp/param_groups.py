@@ -1,9 +1,9 @@
-"""Which parameter gets weight decay, and why.
+"""Decides which parameters get weight decay.
 
-Weight decay shrinks a weight towards zero. That regularises a matrix; a bias, a normalization's
+Weight decay shrinks a weight towards zero. This regularises a matrix, but a bias, a normalization's
 gain or a token has no reason to be near zero. Transformers' `Trainer` recognises such parameters by
-names like `norm` and `bias`, which spares none of a ResNet's BatchNorm weights. Here the type of
-the module decides, then the shape; the one name that counts is torch's own word `bias`.
+names like `norm` and `bias`, so it decays all BatchNorm weights of a ResNet. Here the type of the
+module decides, then the shape. The only name that counts is torch's own `bias`.
 """
 
 import re
@@ -55,10 +55,10 @@ _NORM_CLASS = re.compile(r"norm(?!al(?!i[sz]))", re.IGNORECASE)
 
 
 class ParamGroups(list[dict[str, Any]]):
-    """A list of param groups that says what its weights are of, for checkpoints.
+    """A list of param groups that knows the model of its weights, for checkpoints.
 
     Attributes:
-        source: names the weights, and knows how others would have grouped them.
+        source: gives the weights' names, and the groups that other rules would make.
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]], model: nn.Module) -> None:
@@ -67,7 +67,7 @@ class ParamGroups(list[dict[str, Any]]):
 
     @classmethod
     def named(cls, groups: Iterable[dict[str, Any]], names: Sequence[str] | None) -> "ParamGroups":
-        """The groups of a copy or a pickle, whose model is elsewhere; names in their order."""
+        """The groups of a copy or a pickle, without the model; names are in their order."""
         copied = cls.__new__(cls)
         copied.extend(groups)
         copied.source = KeptNames.of(names, copied)
@@ -78,20 +78,20 @@ class ParamGroups(list[dict[str, Any]]):
 
 
 class WeightsOf:
-    """What a checkpoint has to know of a model's weights; does not keep the model alive."""
+    """What a checkpoint needs to know about a model's weights; does not keep the model alive."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = weakref.ref(model)
 
     def names(self, params: Sequence[Tensor]) -> list[str] | None:
-        """The weights' names in their order, or None where the model does not have one of them."""
+        """The weights' names in their order, or None if one is not in the model."""
         model = self._model()
         known = {} if model is None else {id(p): name for name, p in model.named_parameters()}
         names = [known.get(id(param)) for param in params]
         return None if None in names else cast(list[str], names)
 
     def groupings(self) -> list[list[list[Tensor]]]:
-        """The groups of either rule, and all weights in one."""
+        """The groups of both rules, and all weights in one group."""
         model = self._model()
         if model is None:
             return []
@@ -122,9 +122,8 @@ def get_param_groups(
             that flattens parameters (FSDP1).
         weight_decay: Decay of the parameters that get one, finite and >= 0.
         rule: "hf_adamp"; "transformers" for the decision of the installed Transformers' `Trainer`;
-            or a callable that receives a parameter's name, the parameter and the module it
-            belongs to (of a parametrized weight, the module it was registered on), and returns
-            True for decay.
+            or a callable that receives a parameter's name, the parameter and its module (for a
+            parametrized weight, the module it was registered on), and returns True for decay.
         scale_invariance: the granularity of scale invariance, for AdamP and SGDP: a mapping from
             weight names to values of `scale_invariant`, or an object with such a mapping in
             `granularities`, such as the report of `probe`. The value None means not invariant
@@ -134,7 +133,7 @@ def get_param_groups(
     Returns:
         One or two groups with `params` and `weight_decay`, ready for any torch optimizer. With
         `scale_invariance` there is a group for each of its values, with this `scale_invariant`.
-        The list also tells AdamP and SGDP the weights' names, by which checkpoints are matched.
+        The list also passes the weights' names to AdamP and SGDP, which match checkpoints by them.
 
     Raises:
         TypeError: `model` is not a module, `weight_decay` not a number, `scale_invariance` not a

@@ -1,6 +1,6 @@
-"""Which weights are scale-invariant, what the optimizers do to them, and pictures of both.
+"""Finds scale-invariant weights, logs what the optimizers do to them, and plots both.
 
-`probe` finds the weights before training, `ProjectionLog` follows them through it. `ProjectionLog`
+`probe` finds the weights before training, `ProjectionLog` follows them during it. `ProjectionLog`
 and `inspect_model` need Transformers and `plot_runs` needs matplotlib; each is imported when used.
 """
 

@@ -1,4 +1,4 @@
-"""`ProjectionLog`: what projection does to each weight, in the logs of a Trainer."""
+"""`ProjectionLog`: logs what projection does to each weight, with a Trainer's own logs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["ProjectionLog"]
 
 logger = logging.getLogger(__name__)
 
-# What a line on the console has room for; reporters, history and file get everything.
+# A console line has room for these; reporters, history and file get everything.
 _CONSOLE = {
     "weight_norm",
     "effective_step",
@@ -36,38 +36,38 @@ _CONSOLE = {
 
 
 class ProjectionLog(TrainerCallback):
-    """Log weight norms, effective steps and projections beside the loss.
+    """Logs weight norms, effective steps and projections together with the loss.
 
-    Every time the Trainer logs its loss, these numbers join it, in TensorBoard, wandb, trackio
+    Each time the Trainer logs its loss, it also logs these numbers: to TensorBoard, wandb, trackio
     and every other reporter, on the console and in `trainer.state.log_history`:
 
     - `weight_norm`: the norm of all weights with two dimensions or more, before the step;
-    - `update_norm`: `|Δw|`, the length of the step, weight decay and projection included;
+    - `update_norm`: `|Δw|`, the norm of the step, with weight decay and projection;
     - `effective_step`: `|Δw|/|w|`, how far the step turns or stretches them;
     - `projected_channel`, `projected_layer`, `not_projected`: the share of weights whose update
       was projected in either view or in none, over all steps since the last log;
-    - `projected_head`: likewise head by head, where `scale_invariant` declares heads;
+    - `projected_head`: the share projected per head, if `scale_invariant` declares heads;
     - `channel_margin`: `max |cos(w, g)| · √dim` over the rows of all weights, in the last step;
-    - `radial_share`: the share of the step that pointed along the weight before projection.
+    - `radial_share`: the share of the step along the weight, before projection.
 
-    AdamP and SGDP have computed these numbers during the step: they are kept on the device and
-    read when the Trainer logs. For any other optimizer the first three are measured, so that runs
-    can be compared: the weights are copied before a step that is going to be logged (with
-    `logging_strategy="epoch"`, before every step), which takes their size in memory for a moment.
+    AdamP and SGDP compute these numbers in every step. They stay on the device and are read when
+    the Trainer logs. For any other optimizer the first three are measured, so that runs can be
+    compared. For this the weights are copied before each step that will be logged (with
+    `logging_strategy="epoch"`, before every step), which takes their memory until the step is done.
 
     Args:
-        jsonl: a file that gets one line a weight at each log, with its name, its numbers and its
-            distance from both limits, and before them one line for the whole model, whose
-            `weight` is null and which holds the loss too. A new run replaces the file, a resumed
-            one continues it. `None`, the default, writes none.
-        per_kind: whether the logs also hold the numbers of each kind of module, as in
-            `weight_norm/Conv2d`, where the model has more than one kind. Default: True.
-        weights: a regular expression; the logs also hold the numbers of each weight whose name it
-            is found in, as in `weight_norm/layers.0.q_proj.weight`. `None`, the default, logs
-            single weights to the file only.
+        jsonl: a file that gets one line per weight at each log, with its name, its numbers and its
+            distance from both limits. Before them is one line for the whole model, whose `weight`
+            is null and which has the loss. A new run replaces the file, a resumed one continues it.
+            `None`, the default, writes no file.
+        per_kind: whether to log the numbers of each kind of module, too, as in
+            `weight_norm/Conv2d`, if the model has more than one kind. Default: True.
+        weights: a regular expression; the numbers of each weight whose name matches are logged,
+            too, as in `weight_norm/layers.0.q_proj.weight`. `None`, the default, writes single
+            weights only to the file.
 
     Raises:
-        ValueError: `weights` is no regular expression.
+        ValueError: `weights` is not a regular expression.
 
     Example::
 
@@ -102,7 +102,7 @@ class ProjectionLog(TrainerCallback):
         model: nn.Module,
         **_: Any,
     ) -> None:
-        """Learn the weights' names, start the file, and get in before the reporters."""
+        """Get the weights' names, start the file, and move in front of the reporters."""
         self._report.describe(model)
         if state.is_world_process_zero:
             self._report.start(resumed=state.global_step > 0)
@@ -124,7 +124,7 @@ class ProjectionLog(TrainerCallback):
         optimizer: Optimizer,
         **_: Any,
     ) -> None:
-        """Follow the optimizer at hand; a Trainer may make another one in a later attempt."""
+        """Follow the current optimizer; a Trainer may create another one when it retries."""
         inner = unwrap(optimizer)
         if self._reader is None or self._reader.optimizer is not inner:
             self._close()
@@ -140,8 +140,8 @@ class ProjectionLog(TrainerCallback):
         optimizer: Optimizer,
         **_: Any,
     ) -> None:
-        """Take the step's numbers as they are, on the device."""
-        # A step that the gradient scaler skipped has changed no weight.
+        """Take the step's numbers, which stay on the device."""
+        # A step that the gradient scaler skipped changed no weight.
         if self._reader is not None and not getattr(optimizer, "step_was_skipped", False):
             self._reader.after_step()
             self._fresh = True
@@ -154,7 +154,7 @@ class ProjectionLog(TrainerCallback):
         logs: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
-        """Read the numbers and put them beside the loss."""
+        """Read the numbers and add them to the logs with the loss."""
         if logs is None or "loss" not in logs or self._reader is None or not self._fresh:
             return
         self._fresh = False
@@ -172,16 +172,16 @@ class ProjectionLog(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Leave the optimizer and the console as they were found."""
+        """Restore the optimizer and the console."""
         self._close()
         for console in self._consoles:
             del console.on_log
         self._consoles = []
 
     def _shorten_consoles(self, handler: CallbackHandler) -> None:
-        """Hide our lesser numbers from the callbacks that print, which get the logs last.
+        """Hide our minor numbers from the callbacks that print.
 
-        Callbacks behind them still get all: the logs themselves stay as they are.
+        All other callbacks still get them, because the logs themselves do not change.
         """
         for console in handler.callbacks:
             printing = isinstance(console, (PrinterCallback, ProgressCallback))
@@ -212,16 +212,16 @@ def _will_log(args: TrainingArguments, state: TrainerState) -> bool:
 
 
 def _run_before_reporters(callback: TrainerCallback) -> CallbackHandler | None:
-    """Move the callback behind DefaultFlowCallback, so before all that report; return its handler.
+    """Move the callback right after DefaultFlowCallback; return the handler of the callbacks.
 
-    Reporters come before a user's callbacks, so what these add to the logs is too late. Callbacks
-    are not told their handler, but are called by it: it is the owner of one of the frames above.
+    Reporters run before a user's callbacks, so numbers that these add to the logs come too late. A
+    callback has no reference to its handler, but the handler is the caller: look up the stack.
     """
     frame = inspect.currentframe()
     while frame is not None:
         handler = frame.f_locals.get("self")
         if isinstance(handler, CallbackHandler) and callback in handler.callbacks:
-            # Moving forward what is being called keeps the rest of the round as it was.
+            # Moving the callback that is running forwards does not disturb the loop over the rest.
             handler.callbacks.remove(callback)
             flow = [isinstance(c, DefaultFlowCallback) for c in handler.callbacks]
             handler.callbacks.insert(flow.index(True) + 1 if any(flow) else 0, callback)

@@ -1,4 +1,4 @@
-"""`StepLog`: what `ProjectionLog` tells, in a training loop of one's own."""
+"""`StepLog`: the numbers of `ProjectionLog` in your own training loop."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ __all__ = ["StepLog"]
 
 
 class StepLog:
-    """Follow an optimizer, and read weight norms, effective steps and projections of its steps.
+    """Logs weight norms, effective steps and projections of an optimizer's steps in any loop.
 
-    The numbers, their names and the file are those of `ProjectionLog`, which see; no Trainer and no
-    Transformers are needed. Steps are counted by hooks on the optimizer inside Accelerate's
-    wrapper, so one that gradient accumulation or a gradient scaler left out is not.
+    The numbers, their names and the file are those of `ProjectionLog`. It needs neither a Trainer
+    nor Transformers. Steps are counted by hooks on the optimizer inside Accelerate's wrapper, so
+    steps that gradient accumulation or a gradient scaler skips do not count.
 
-    Where ranks hold shards of a weight, make one and `read` on all of them; the main process
-    writes the file.
+    If ranks hold shards of a weight, create a `StepLog` and call `read` on all ranks; the main
+    process writes the file.
 
     Args:
-        optimizer: any optimizer, or what `accelerator.prepare` made of it.
-        model: the module that holds its weights, for their names and kinds.
-        every: read each so many steps; at least 1. Default: 1.
-        jsonl: the file of `ProjectionLog`; begun anew unless `steps_taken`. Default: none.
+        optimizer: any optimizer, also as returned by `accelerator.prepare`.
+        model: the module with its weights, for their names and kinds.
+        every: read every so many steps; at least 1. Default: 1.
+        jsonl: the file, as in `ProjectionLog`; replaced unless `steps_taken` is set. Default: none.
         per_kind: as in `ProjectionLog`. Default: True.
         weights: as in `ProjectionLog`. Default: None.
-        steps_taken: how many steps a resumed run had taken before. Default: 0.
+        steps_taken: the steps that a resumed run had taken before. Default: 0.
 
     Raises:
-        ValueError: `every` or `steps_taken` is out of range, or `weights` no regular expression.
+        ValueError: `every` or `steps_taken` is out of range, or `weights` not a regular expression.
 
     Example::
 
@@ -91,14 +91,14 @@ class StepLog:
         self._unread = True
 
     def read(self, **beside: float | Tensor) -> dict[str, float]:
-        """Return the numbers of the last step behind those given, and write both to the file.
+        """Return the numbers of the last step after those given, and write both to the file.
 
         Args:
-            beside: what else belongs to this step, such as the loss; tensors are read only on a
-                step whose numbers are, so that no other waits for the device.
+            beside: other numbers of this step, such as the loss. Tensors are read only on steps
+                that are logged, so other steps do not wait for the device.
 
         Returns:
-            Nothing unless this is a step of `every`, and on a second call for one step.
+            The numbers. Empty if this step is not logged, or on a second call in one step.
         """
         if not self._unread or self.step % self._every:
             return {}
@@ -113,7 +113,7 @@ class StepLog:
         return numbers | self._report.numbers(read)
 
     def close(self) -> None:
-        """Leave the optimizer as it was found."""
+        """Remove the hooks and restore the optimizer."""
         for hook in self._hooks:
             hook.remove()
         self._reader.close()

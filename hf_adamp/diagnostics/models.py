@@ -1,6 +1,6 @@
-"""A model of Transformers by name, small enough to probe: from the Hub, a folder or a config.
+"""Builds a Transformers model by name, small enough to probe: from the Hub, a folder or a config.
 
-Transformers is imported when a model is asked for.
+Transformers is imported when a model is requested.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from hf_adamp.diagnostics.probe import ProbeReport, WeightReport, probe
 
 __all__ = ["inspect_model", "load_config"]
 
-# Which head a bare model type gets: the first of these that knows it.
+# A bare model type gets the first of these heads that supports it.
 _HEADS = (
     "AutoModelForSeq2SeqLM",
     "AutoModelForSpeechSeq2Seq",
@@ -41,7 +41,7 @@ _HEADS = (
     "AutoModelForPreTraining",
 )
 _VOCABULARY = 1024
-# What makes a model large, from what changes its weights' kinds least.
+# Sizes that make a model large, starting with those that change the kinds of weights least.
 _SIZES = ("num_local_experts", "n_routed_experts", "num_experts", "vocab_size", "intermediate_size")
 
 
@@ -56,26 +56,26 @@ def inspect_model(
     inputs: Any = None,
     **options: Any,
 ) -> ProbeReport:
-    """Probe a model of Transformers by its name.
+    """Probe a Transformers model by name.
 
-    Without `pretrained` only the config is read, and the model is built with random weights from
-    one layer of each kind and a vocabulary of 1024; widths stay as they are. The report names the
-    weights of the whole model: a layer that was left out has the result of the one like it.
+    Without `pretrained` only the config is read. The model is built with random weights, one layer
+    of each kind and a vocabulary of 1024; widths do not change. The report lists the weights of the
+    whole model: a layer that was left out gets the result of the layer like it.
 
     Args:
         name: An id on the Hub, a folder with a `config.json`, such a file, or a model type
-            (`resnet`, `qwen3`), which stands for the default values of its config.
-        pretrained: Load the weights, of all layers.
-        all_layers: Build all layers, and the whole vocabulary.
+            (`resnet`, `qwen3`), which means its default config.
+        pretrained: Load the pretrained weights of all layers.
+        all_layers: Build all layers and the whole vocabulary.
         settings: Values to change in the config, by name.
-        revision: Of a model on the Hub.
+        revision: Revision of a model on the Hub.
         trust_remote_code: Run the code that comes with the model.
-        inputs: As in `probe`; or a function that takes the model and returns them.
-        options: Of `probe`: `gradients`, `delta`, `seed`, `progress`.
+        inputs: As in `probe`, or a function that takes the model and returns them.
+        options: Options of `probe`: `gradients`, `delta`, `seed`, `progress`.
 
     Raises:
-        ValueError: There is no such model, it cannot be built, a setting is unknown, or its input
-            cannot be made up.
+        ValueError: The model does not exist or cannot be built, a setting is unknown, or inputs
+            cannot be generated.
         MemoryError: The model needs more memory than is free.
 
     Example:
@@ -129,7 +129,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _values_of(name: str, hub: Mapping[str, Any]) -> dict[str, Any]:
-    """What a model's own config says, before anything is derived from it; nothing for a type."""
+    """The values in a model's config file, before defaults are derived; empty for a model type."""
     transformers = import_module("transformers")
     if not Path(name).exists() and name in transformers.CONFIG_MAPPING:
         return {}
@@ -138,7 +138,7 @@ def _values_of(name: str, hub: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _with_settings(config: Any, values: dict[str, Any], settings: Mapping[str, Any]) -> Any:
-    """The config built with other values, so that what is derived from them follows."""
+    """The config rebuilt with other values, so that derived values change with them."""
     values = copy.deepcopy(values)
     for key, value in settings.items():
         *path, last = key.split(".")
@@ -164,7 +164,7 @@ def _with_settings(config: Any, values: dict[str, Any], settings: Mapping[str, A
 
 
 def _model_class(config: Any) -> Any:
-    """The class that the config names, or the first head of `_HEADS` that its type has."""
+    """The class named in the config, or the first head of `_HEADS` that supports its type."""
     transformers = import_module("transformers")
     for name in config.architectures or ():
         if hasattr(transformers, name):
@@ -187,7 +187,7 @@ def _build(config: Any) -> nn.Module:
     except (NotImplementedError, MemoryError):
         raise
     except Exception as error:
-        # Some defaults make no model: a value is missing that every checkpoint has.
+        # Some default configs cannot be built: they lack a value that every checkpoint has.
         reason = " ".join(str(error).split())[:200].rstrip(".")
         raise ValueError(
             f"{cls.__name__} cannot be built from this config ({type(error).__name__}: {reason}); "
@@ -203,7 +203,7 @@ def _on_meta(config: Any) -> nn.Module:
 
 @dataclass(frozen=True)
 class _Plan:
-    """What is built in place of the whole model."""
+    """What is built instead of the whole model."""
 
     config: Any
     cut: Cut | None
@@ -215,7 +215,7 @@ def _plan(config: Any, *, whole: bool) -> _Plan:
     try:
         model = _on_meta(config)
     except (ValueError, NotImplementedError):
-        # Some models compute values while they are built, which nothing on meta has.
+        # Some models compute values in their constructor, which fails on the meta device.
         return _Plan(config, None, {}, ())
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     if whole:
@@ -240,7 +240,7 @@ def _cut_vocabulary(config: Any) -> None:
 
 
 def _check_memory(shapes: Mapping[str, tuple[int, ...]], config: Any) -> None:
-    """Refuse what would make the machine swap: weights, their float64 copies, two gradients."""
+    """Raise if weights, their float64 copies and two gradients would not fit in memory."""
     sizes = [math.prod(shape) for shape in shapes.values()]
     needed = 12 * sum(sizes) + 16 * max(sizes, default=0)
     free = _free_memory()
@@ -256,7 +256,7 @@ def _check_memory(shapes: Mapping[str, tuple[int, ...]], config: Any) -> None:
 
 
 def _free_memory() -> int | None:
-    """In bytes, with what the system would give back; None where it does not tell."""
+    """Free memory in bytes, including reclaimable memory; None if it is unknown."""
     with suppress(OSError, ValueError):
         for line in Path("/proc/meminfo").read_text().splitlines():
             name, _, rest = line.partition(":")
@@ -269,7 +269,7 @@ def _free_memory() -> int | None:
 
 
 def _whole(report: ProbeReport, plan: _Plan) -> dict[str, WeightReport]:
-    """Give every weight of the whole model the result of the one that was probed for it."""
+    """Give every weight of the whole model the result of the weight probed in its place."""
     if plan.cut is None:
         return dict(report.weights)
     weights = {}
@@ -283,7 +283,7 @@ def _whole(report: ProbeReport, plan: _Plan) -> dict[str, WeightReport]:
             shape=shape,
             groups=_regrouped(probed.groups, probed.shape[0], shape[0]),
             with_bias=_regrouped(probed.with_bias, probed.shape[0], shape[0]),
-            # Other rows than were probed: their groups are not known.
+            # With another number of rows, the sizes of the groups are unknown.
             sizes=probed.sizes if probed.shape[0] == shape[0] else None,
             like=None if probed.name == name else probed.name,
         )
@@ -291,5 +291,5 @@ def _whole(report: ProbeReport, plan: _Plan) -> dict[str, WeightReport]:
 
 
 def _regrouped(groups: int | None, probed_rows: int, rows: int) -> int | None:
-    """As many groups as rows stay so when the whole weight has more rows."""
+    """One group per row remains one group per row if the whole weight has more rows."""
     return rows if groups == probed_rows else groups

@@ -1,4 +1,4 @@
-"""Pictures of what `ProjectionLog` logged: runs beside each other, one panel a quantity."""
+"""Plots of what `ProjectionLog` logged: several runs, one panel per quantity."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class _Panel(NamedTuple):
 _PANELS = (
     _Panel("loss", "Training loss", "loss as logged", "log"),
     _Panel("weight_norm", "Weight norm", "‖w‖ of {weights}", "linear"),
-    _Panel("effective_step", "Effective step", "‖Δw‖ / ‖w‖ an optimizer step", "log"),
+    _Panel("effective_step", "Effective step", "‖Δw‖ / ‖w‖ per optimizer step", "log"),
     _Panel("projected", "Projected", "share of weights and steps", "linear"),
 )
 # Okabe and Ito's palette, which colour-blind readers can tell apart: https://jfly.uni-koeln.de/color/
@@ -46,24 +46,24 @@ def plot_runs(
     title: str | None = None,
     weights: str | None = None,
 ) -> Path:
-    """Draw loss, weight norm, effective step and projected share of several runs over their steps.
+    """Plot loss, weight norm, effective step and projected share of several runs over the steps.
 
-    Several files under one label are runs that differ by seed: the line is their median, and a
-    band reaches from the least to the greatest. A panel of which no run knows anything is left out.
+    Several files under one label are runs with different seeds: the line is their median, the band
+    their range. A panel is left out if no run has its numbers.
 
     Args:
-        runs: a label for each run, and where it is, or where several are; see `read_run`.
-        output: the picture to write; its ending chooses the format (`.png`, `.pdf`, `.svg`).
-        title: a headline above the panels. Default: none.
-        weights: a regular expression that chooses weights by name; see `read_run`. The loss
+        runs: the path of each run by its label, or a list of paths; see `read_run`.
+        output: the file to write; its extension selects the format (`.png`, `.pdf`, `.svg`).
+        title: a title above the panels. Default: none.
+        weights: a regular expression that selects weights by name; see `read_run`. The loss
             remains that of the whole model. Default: all weights with two dimensions or more.
 
     Returns:
-        The path of the picture.
+        The path of the file.
 
     Raises:
-        ValueError: there is no run, one holds no line for the whole model, or none of the weights.
-        FileNotFoundError: a run is not there.
+        ValueError: there is no run, or a run has no line for the whole model or for the weights.
+        FileNotFoundError: a run does not exist.
         ModuleNotFoundError: matplotlib is not installed, or a run needs TensorBoard.
 
     Example::
@@ -99,7 +99,7 @@ def plot_runs(
 
 
 def _with_share(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Add up the views, so that one line tells how often a run's weights are projected."""
+    """Add up the views, so that one line shows how often a run's weights are projected."""
     for row in rows:
         shares = [value for key, value in row.items() if key.startswith("projected_")]
         if shares:
@@ -108,10 +108,10 @@ def _with_share(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _in_words(weights: str | None) -> str:
-    """Which weights are drawn, for a label."""
+    """The selected weights, for a label."""
     if weights is None:
         return "all weights, 2-D and up"
-    # A part of a name says it; a regular expression on an axis says nothing to most readers.
+    # Part of a name is readable on an axis; a regular expression is not.
     is_name = re.fullmatch(r"[\w.]+", weights) is not None
     return f"weights with “{weights}”" if is_name else "the chosen weights"
 
@@ -122,7 +122,7 @@ def _draw_panel(axis: Axes, panel: _Panel, series: _Series, unit: str) -> None:
         for index, (label, seeds) in enumerate(series.items())
     )
     axis.set_title(panel.title, fontsize=11)
-    # Losses may be negative, and a step of length 0 has no place on a logarithmic axis.
+    # A logarithmic axis has no place for negative losses or for steps of size 0.
     scale = panel.scale if lowest > 0 else "linear"
     axis.set(xlabel="optimizer step", ylabel=unit, yscale=scale)
     axis.grid(alpha=0.25, linewidth=0.6)
@@ -132,10 +132,10 @@ def _draw_panel(axis: Axes, panel: _Panel, series: _Series, unit: str) -> None:
 
 
 def _draw(axis: Axes, key: str, label: str, seeds: list[list[dict[str, Any]]], index: int) -> float:
-    """Draw one quantity of one label, the median of its seeds and their band; return the least."""
+    """Draw one quantity of one label, median and range of its seeds; return the smallest value."""
     by_step: dict[int, list[float]] = {}
     for row in (row for seed in seeds for row in seed):
-        # A quantity is absent where it was not finite: leave a gap.
+        # Values that were not finite are missing: leave a gap.
         by_step.setdefault(row["step"], []).append(row.get(key, math.nan))
     steps = sorted(by_step)
     colour = COLOURS[index % len(COLOURS)]

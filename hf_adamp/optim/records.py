@@ -1,4 +1,4 @@
-"""What a step did to its weights, from numbers that it had anyway."""
+"""What a step did to its weights, from numbers that it computes anyway."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ __all__ = ["StepRecord", "record"]
 
 @dataclass(frozen=True)
 class StepRecord:
-    """What one step did to its weights, from the numbers it had computed anyway.
+    """What one step did to its weights.
 
-    Kept by an optimizer whose `record_steps` is true. Reading a value waits for the device; until
-    then nothing does. W is the number of `params`, the weights with two dimensions or more.
+    An optimizer keeps it if `record_steps` is True. It is made from numbers that the step computes
+    anyway, and nothing waits for the device until a value is read. W is the number of `params`, the
+    weights with two dimensions or more.
 
     Attributes:
         params: the W weights, in the order of the tensors below.
-        view: (W,) int8: 0 not projected, 1 channel view, 2 layer view, 3 head by head, as
-            declared by `scale_invariant`.
+        view: (W,) int8: 0 not projected, 1 channel view, 2 layer view, 3 per head, as declared by
+            `scale_invariant`.
         max_cosine: (W,) the largest `|cos(w_r, g_r)|` over the rows of a weight.
         channel_margin: (W,) `max_cosine · √columns`; the channel view fires below delta.
         layer_margin: (W,) `|cos(w, g)| · √numel`; the layer view fires below delta.
         weight_norm: (W,) `|w|` before the step.
-        update_norm: (W,) `|Δw|`, weight decay and projection included.
+        update_norm: (W,) `|Δw|`, with weight decay and projection.
         radial_share: (W,) share of the step along the weight before projection, `|step·ŵ|/|step|`.
     """
 
@@ -54,7 +55,7 @@ def record(
 ) -> StepRecord | None:
     """Derive the record of a step; all five statistics must have been written.
 
-    `stepped` tells for each weight whether it had a gradient; the others are left out, and where
+    `stepped` says for each weight whether it had a gradient. Weights without one are left out; if
     none had one there is no record.
     """
     if not any(stepped):

@@ -1,8 +1,8 @@
-"""Which weights of a model are scale-invariant, found by scaling them.
+"""Finds the scale-invariant weights of a model by scaling them.
 
 Source: Heo et al., "AdamP: Slowing Down the Slowdown for Momentum Optimizers on Scale-invariant
 Weights", ICLR 2021, https://arxiv.org/abs/2006.08217 (section 2: scale invariance; section 3.2: the
-test that AdamP makes in its place).
+test that AdamP uses instead).
 """
 
 from __future__ import annotations
@@ -40,30 +40,30 @@ def probe(
     seed: int = 0,
     progress: bool = False,
 ) -> ProbeReport:
-    """Find the weights that can be scaled without changing what the model computes.
+    """Find the weights that can be scaled without changing the model's output.
 
-    Every trainable weight with two dimensions or more is scaled: each row by a factor of its own,
-    groups of rows (heads), all rows together; the finest scaling that leaves the output unchanged
-    is the weight's granularity. The model runs in float64 and is left as it was found; see
-    docs/which-models.md for how it decides. Needs memory for a float64 copy of the model and for
-    two of its largest weight, 13 forward and backward passes, and a forward pass for each
-    invariant weight.
+    Every trainable weight with two dimensions or more is scaled in three ways: each row by its own
+    factor, groups of rows (heads), and all rows together. The finest scaling that leaves the output
+    unchanged is the weight's granularity. The model runs in float64 and is restored afterwards;
+    docs/which-models.md explains how the probe decides. It needs memory for a float64 copy of the
+    model and for two copies of the largest weight. It takes 13 forward and backward passes, and one
+    forward pass per invariant weight.
 
     Args:
         model: The model, on one device, before any wrapper shards it.
-        inputs: A batch: a mapping of keyword arguments, a tuple of positional ones, or one tensor;
-            or a list of such batches. With labels in it, gradients are those of the loss the model
-            returns. None makes random ones for a model of Transformers.
-        gradients: Number of gradients on which AdamP's own test is tried, one a batch in turn;
-            >= 1. Where the model returns a loss, no more than there are batches.
+        inputs: A batch (a mapping of keyword arguments, a tuple of positional ones, or one tensor)
+            or a list of batches. If it has labels, gradients are those of the loss that the model
+            returns. None generates random batches for a Transformers model.
+        gradients: Number of gradients on which AdamP's own test is tried, cycling through the
+            batches; >= 1. If the model returns a loss, at most the number of batches.
         delta: `delta` of that test; > 0.
-        seed: Of the random scales, readings and inputs.
+        seed: Seed of the random scales, readings and inputs.
         progress: Whether to show a progress bar, which needs tqdm. Default: False.
 
     Raises:
-        TypeError: `model` is no module, or `inputs` is no batch.
+        TypeError: `model` is not a module, or `inputs` is not a batch.
         ValueError: A number is out of range, no weight can be probed, the model's output has no
-            floating-point tensor or is not finite, or `inputs` is missing and cannot be made up.
+            floating-point tensor or is not finite, or `inputs` is missing and cannot be generated.
         RuntimeError: A weight is sharded, or has no storage (meta device).
 
     Example:
@@ -108,7 +108,7 @@ def _examine(
 def _first_that_runs(
     model: nn.Module, ways: Iterable[list[Any]], run: Callable[[list[Any]], Examined]
 ) -> Examined:
-    """Examine on inputs that were made up, in the first way that the model takes."""
+    """Examine on generated inputs, in the first way that the model accepts."""
     failures: list[Exception] = []
     for batches in ways:
         try:
@@ -131,21 +131,21 @@ def _check_numbers(gradients: Any, delta: float) -> None:
 
 @contextmanager
 def _bar(model: nn.Module, steps: int, *, shown: bool) -> Iterator[Callable[[], object]]:
-    """What counts a step, on a progress bar if one is shown."""
+    """Yield the function that counts a step, on a progress bar if one is shown."""
     if not shown:
         yield lambda: None
         return
-    # What Transformers brings along; without a bar the probe needs torch only.
+    # Transformers depends on it; without a bar the probe needs only torch.
     tqdm = import_module("tqdm.auto").tqdm
     with tqdm(total=steps, desc=f"probe {type(model).__name__}", leave=False) as bar:
         yield bar.update
-        # It draws itself ten times a second at most, so its end may not have been seen.
+        # tqdm redraws at most ten times a second, so the end may not be on the screen yet.
         bar.refresh()
 
 
 @contextmanager
 def _plain_torch(model: nn.Module) -> Iterator[None]:
-    """Switch off what the caller may have switched on around the probe."""
+    """Switch off modes that the caller may have switched on around the probe."""
     with ExitStack() as stack:
         for device_type in {p.device.type for p in model.parameters()}:
             stack.enter_context(torch.autocast(device_type, enabled=False))
@@ -157,7 +157,7 @@ def _plain_torch(model: nn.Module) -> Iterator[None]:
 
 
 def _weights(model: nn.Module) -> list[str]:
-    """Name the weights to probe, or say why they cannot be."""
+    """Return the names of the weights to probe, or say why they cannot be probed."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}.")
     for name, parameter in model.named_parameters():
@@ -183,14 +183,14 @@ def _weights(model: nn.Module) -> list[str]:
 
 
 def _module(model: nn.Module, name: str) -> str:
-    """The class of the module a weight belongs to, as it was before torch parametrized it."""
+    """The class of the module that owns a weight, without torch's parametrization."""
     holder = name.partition(".parametrizations.")[0] if ".parametrizations." in f".{name}" else ""
     module = model.get_submodule(holder or name.rpartition(".")[0])
     return type(module).__name__.removeprefix("Parametrized")
 
 
 def _batches(inputs: Batch | Sequence[Batch]) -> list[Batch]:
-    # A list of our own: during the probe it holds other tensors.
+    # A copy, because the probe replaces the tensors in it.
     batches: list[Any] = list(inputs) if isinstance(inputs, list) else [inputs]
     wrong = [b for b in batches if not isinstance(b, (Mapping, tuple, Tensor))]
     if wrong or not batches:

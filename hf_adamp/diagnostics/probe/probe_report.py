@@ -1,4 +1,4 @@
-"""The result of a probe: an entry for each weight, to print, to save, and to group weights by."""
+"""The result of a probe: an entry per weight, to print, save, or group weights by."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class ProbeReport:
-    """The result of `probe`; print it for a table, or hand it on.
+    """The result of `probe`. Print it for a table, or pass it to `get_param_groups`.
 
     Attributes:
         model: The class of the model.
-        weights: An entry for each weight, by name, in the model's order.
-        gradients: Number of gradients behind `cosine`, `channel` and `layer`.
+        weights: An entry per weight, by name, in the model's order.
+        gradients: Number of gradients that `cosine`, `channel` and `layer` are based on.
         delta: AdamP's delta in its test.
-        seconds: What the probe took.
-        notes: What was left out or made up, a sentence each.
+        seconds: Time that the probe took.
+        notes: What was left out or generated, one sentence each.
         certain: Whether all values in the model were large enough to be measured.
     """
 
@@ -42,7 +42,7 @@ class ProbeReport:
 
     @property
     def granularities(self) -> dict[str, Granularity]:
-        """For each weight None, or what `scale_invariant` takes: see `WeightReport.granularity`."""
+        """The granularity of each weight: None or a value of `scale_invariant`, by name."""
         return {name: weight.granularity for name, weight in self.weights.items()}
 
     @property
@@ -56,11 +56,11 @@ class ProbeReport:
         return self.to_text(shutil.get_terminal_size().columns)
 
     def to_text(self, width: int | None = None) -> str:
-        """The table and the sentence; `print(report)` makes them as wide as the terminal.
+        """The table and the summary; `print(report)` fits them to the terminal.
 
         Args:
-            width: Columns to fit into; None, the default, gives each family of weights one line,
-                however long.
+            width: Columns to fit into. None, the default, gives each family of weights one line of
+                any length.
         """
         drawn = f"{self.gradients} gradients, delta {self.delta:g}"
         test = f"AdamP's test: over {drawn}; probed in {self.seconds:.1f} s"
@@ -73,10 +73,10 @@ class ProbeReport:
         """Draw which part of the model is invariant, and at which granularity.
 
         Args:
-            output: The picture to write; its ending chooses the format (`.png`, `.pdf`, `.svg`).
+            output: The file to write; its extension selects the format (`.png`, `.pdf`, `.svg`).
 
         Returns:
-            The path of the picture.
+            The path of the file.
 
         Raises:
             ModuleNotFoundError: matplotlib is not installed.
@@ -100,7 +100,7 @@ class ProbeReport:
         """Read a report that `to_json` wrote.
 
         Raises:
-            ValueError: The text is not such a report.
+            ValueError: The text is not a probe's report.
         """
         try:
             content = json.loads(text)

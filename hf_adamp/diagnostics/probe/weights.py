@@ -1,4 +1,4 @@
-"""What the probe found out about one weight, and about weights that are alike."""
+"""The probe's result for one weight, and for families of similar weights."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ class WeightReport:
     Attributes:
         name: Its name in `model.named_parameters()`.
         module: The class of its module.
-        shape: Its shape; a row is what lies behind one index of the first dimension.
-        groups: The largest number of equal groups of consecutive rows that can each be scaled by a
-            factor of its own without changing the output. None: scaling changes it.
+        shape: Its shape; a row is one index of the first dimension.
+        groups: The largest number of equal groups of consecutive rows that can each be scaled by
+            its own factor without changing the output. None: scaling changes the output.
         change: Relative change of the output when the groups (without groups: all rows together)
             are scaled by 0.5, 1 and 2, with the eps of the model's norms in place.
         effect: Relative change of the output, to first order, by a random change of the weight as
-            large as the weight; 0 where the weight has no influence on this output.
+            large as the weight; 0 if the weight has no influence on this output.
         cosine: The largest `|g·w|/(|g||w|)` over the groups (without groups: of the whole weight)
-            and over the gradients drawn. None without effect.
-        channel: Share of the gradients on which AdamP's test chooses the channel view (rows).
-        layer: Share on which it chooses the layer view (the weight as one vector).
-        with_bias: The groups if the module's bias is scaled too, where that finds finer ones.
-        partial: A number of groups and the share of them that can be scaled, where it is some but
-            not all, as in a fused query-key-value weight.
-        sizes: The rows of each group where groups differ in size, or some of them cannot be scaled;
-            of those the number is negative.
-        stack: "out_in" or "in_out" where the weight is a stack of experts, (experts, out, in) or
+            and over the gradients. None without effect.
+        channel: Share of the gradients for which AdamP's test chooses the channel view (rows).
+        layer: Share for which it chooses the layer view (the weight as one vector).
+        with_bias: The groups if the module's bias is scaled too, if these are finer.
+        partial: A number of groups and the share of them that can be scaled, if some but not all
+            can, as in a fused query-key-value weight.
+        sizes: The rows of each group, if groups differ in size or some cannot be scaled; negative
+            for those.
+        stack: "out_in" or "in_out" if the weight is a stack of experts, (experts, out, in) or
             (experts, in, out), and each output of each expert can be scaled.
-        like: The weight that was probed in its stead: same module, same shape, another layer.
+        like: The weight that was probed in its place: same module and shape, another layer.
     """
 
     name: str
@@ -60,7 +60,7 @@ class WeightReport:
 
     @property
     def granularity(self) -> Granularity:
-        """What `scale_invariant` takes: None, "row", "tensor" or a pair.
+        """A value of `scale_invariant`, or None: "row", "tensor" or a pair.
 
         The pairs are ("head", number of groups), ("rows", `sizes`) and ("experts", `stack`).
         """
@@ -72,7 +72,7 @@ class WeightReport:
 
     @property
     def invariant_numel(self) -> int:
-        """Number of elements that belong to something invariant."""
+        """Number of elements in invariant groups."""
         if self.granularity is None:
             return 0
         if self.sizes is None:
@@ -86,11 +86,11 @@ class WeightReport:
 
     @property
     def caught(self) -> float | None:
-        """Share of gradients on which the test chose a right view; None without groups.
+        """Share of gradients for which the test chose a valid view; None without groups.
 
-        The views know rows and whole weights only: for heads the layer view is the closest that is
-        right, because what is invariant by head is invariant as a whole. So are both for a stack
-        of experts, whose rows are experts to the test. Where a part is not invariant neither is.
+        There are views for rows and whole weights only. For heads the layer view is valid, because
+        a weight that is invariant per head is invariant as a whole. For a stack of experts both are
+        valid, since the test sees experts as rows. If a part is not invariant, neither is valid.
         """
         if self.granularity is None:
             return None
@@ -101,7 +101,7 @@ class WeightReport:
 
     @property
     def misfires(self) -> float:
-        """Share of gradients on which the test chose a view that is not invariant."""
+        """Share of gradients for which the test chose a view that is not invariant."""
         if not self._is_whole:
             return self.channel + self.layer
         return 0.0 if self.granularity == "row" or self.stack is not None else self.channel
@@ -113,7 +113,7 @@ class WeightReport:
 
 
 def granularity_of(groups: int | None, rows: int) -> Granularity:
-    """Name a number of groups of rows."""
+    """The granularity of this number of groups."""
     if groups is None:
         return None
     if groups == 1:
@@ -137,14 +137,14 @@ def in_words(granularity: Granularity) -> str:
 
 @dataclass(frozen=True)
 class Family:
-    """Weights that differ by the numbers in their names only, and came out alike."""
+    """Weights whose names differ only in numbers, with the same result."""
 
     pattern: str
     members: tuple[WeightReport, ...]
 
     @property
     def first(self) -> WeightReport:
-        """The member whose class and granularity all share."""
+        """The first member; all have its class and granularity."""
         return self.members[0]
 
     @property
@@ -158,7 +158,7 @@ class Family:
 
 
 def families(weights: Iterable[WeightReport]) -> list[Family]:
-    """Gather the weights into families, in the order of their first members."""
+    """Group the weights into families, in the order of their first members."""
     found: dict[tuple[object, ...], list[WeightReport]] = {}
     for weight in weights:
         pattern = _NUMBER.sub("*", weight.name)
