@@ -19,6 +19,7 @@ from .backends import Flags
 from .backends.base import Step
 from .checkpoint import adapted_loading, with_names
 from .checkpoint_matching import KeptNames, names_of
+from .graphs import capture_refusal, is_captured, keep_for_graphs
 from .layout import has_rows
 from .memory import PLAIN, readable, working_dtype
 from .options import check_options
@@ -152,7 +153,8 @@ class ProjectedOptimizer(Optimizer):
 
         Raises:
             RuntimeError: for a gradient that is sparse, or an explicit `foreach`, `fused` or
-                `capturable` that cannot be honoured. Nothing is changed then.
+                `capturable` that cannot be honoured, or a CUDA graph whose replay would be wrong.
+                Nothing is changed then.
         """
         loss = None
         if closure is not None:
@@ -170,14 +172,21 @@ class ProjectedOptimizer(Optimizer):
             Plan(groups).step_once(groups)
             return
         with self._new_state_only_if_right():
+            captured = is_captured()
+            if captured:
+                self._check_capture()
             key = self._plan_key()
             groups, steps = self._gather(self._plans.get(key))
             if steps is None:
+                if captured:
+                    self._refuse_capture(capture_refusal(is_first=True))
                 self._plans = self._plans_in_use() if key else {}
                 plan = self._new_plan(groups)
                 steps = plan.gather(groups)
                 assert steps is not None
                 self._plans[key] = plan
+            if captured:
+                keep_for_graphs(self._plans[key])
         for group, collected in zip(self.param_groups, groups, strict=True):
             if collected.seeds:
                 # In the group, so that a resumed run goes on with other random numbers.
@@ -236,6 +245,24 @@ class ProjectedOptimizer(Optimizer):
             (p, group["scale_invariant"]) for group in self.param_groups for p in group["params"]
         ]
         return Plan(groups, Reducer.of(params, flats))
+
+    def _check_capture(self) -> None:
+        """Whether a CUDA graph may repeat this step, before anything is made for it."""
+        for group in self.param_groups:
+            names = self._state_names(group)
+            states = [self.state.get(p, {}) for p in group["params"] if p.grad is not None]
+            refusal = capture_refusal(
+                is_first=any(name not in state for state in states for name in names),
+                counts_on_host=any("step" in state and state["step"].is_cpu for state in states),
+                draws=Precision.of(group).draws,
+            )
+            self._refuse_capture(refusal)
+
+    def _refuse_capture(self, refusal: str | None) -> None:
+        if refusal is not None:
+            raise RuntimeError(
+                f"a CUDA graph cannot capture this step of {type(self).__name__}: it {refusal}."
+            )
 
     @contextmanager
     def _new_state_only_if_right(self) -> Iterator[None]:
@@ -318,10 +345,12 @@ class ProjectedOptimizer(Optimizer):
         collected = self._collected(group, params, grads, columns)
         if precision.is_full:
             return collected
+        collected = replace(collected, compensations=self._compensations(params, precision))
+        if not precision.draws:
+            return collected
         count = group.get("rounded_steps", 0) + 1
         return replace(
             collected,
-            compensations=self._compensations(params, precision),
             seeds=[
                 hash((count, number, i, shard_number(param)))
                 for i, param in zip(positions, params, strict=True)

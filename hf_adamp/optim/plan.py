@@ -288,16 +288,19 @@ def _sections(groups: Sequence[Collected], reducer: Reducer | None) -> Iterator[
                     continue
                 backend = choose(_candidate(group, first, placements[own[0]]), group.flags)
                 backends[backend.name] = backend
-                key = (backend.name, shared, group.rule.kind, group.precision, kind)
-                alike[key] += [
-                    (number, indices[i], placements[i])
-                    for i in own
-                    if backend.skips or group.grads[indices[i]] is not None
-                ]
-    for (name, shared, _, precision, _), tensors in alike.items():
+                for i in own:
+                    if backend.skips or group.grads[indices[i]] is not None:
+                        apart = backend.keeps_vectors_apart and _has_vectors(placements[i])
+                        key = (backend.name, shared, group.rule.kind, group.precision, kind, apart)
+                        alike[key].append((number, indices[i], placements[i]))
+    for (name, shared, _, precision, _, _), tensors in alike.items():
         backend = backends[name]
         for chunk in _chunks(tensors, groups, None if shared else backend):
             yield _section(chunk, groups, backend, precision, is_shared=shared)
+
+
+def _has_vectors(placements: tuple[Placement, ...]) -> bool:
+    return any(p.extent is not None and p.extent.vectors for p in placements)
 
 
 def _by_kind(group: Collected) -> dict[Any, list[int]]:

@@ -63,6 +63,11 @@ class Precision:
         """Whether nothing is asked for."""
         return self.rounding == "nearest" and self.state_dtype is None
 
+    @property
+    def draws(self) -> bool:
+        """Whether a step draws random numbers."""
+        return self.rounding == "stochastic" or self.state_dtype is not None
+
     def check(self, dtype: torch.dtype, name: str) -> None:
         """Refuse a weight that cannot be had in this precision."""
         if self.rounding == "stochastic" and dtype == torch.float16:

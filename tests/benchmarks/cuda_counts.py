@@ -30,7 +30,7 @@ from tests.pages import DOCS, Section, print_or_write
 SECTION = Section(DOCS / "cuda.md", "cuda-counts")
 CAPABILITIES = (80, 90)
 KERNELS = ("measure", "decide", "write")
-INTEGERS = ("first_task", "stride", "weights")
+INTEGERS = ("first_task", "end_task", "stride", "weights")
 POINTERS = {
     **dict.fromkeys(("tasks", "addresses", "seeds", "offsets", "owners"), "*i64"),
     **dict.fromkeys(("done", "channels", "layers"), "*i8"),
@@ -72,6 +72,7 @@ def constants_of(kernel, *, width=1024, aligned=True, dtype="float32", **changes
         **{"TYPE": getattr(tl, dtype), "MOMENT": tl.float32, "KIND": 0, "AHEAD": False},
         **{"ROUNDING": 0, "NOISY": False, "ALIGNED": aligned},
         **cuda._Launch(0, 1, width, aligned, has_rows=True).constants(),
+        **({"TASKS": cuda._WRITTEN_TASKS} if kernel == "write" else {}),
         **changes,
     }
 
@@ -197,7 +198,7 @@ def count_bytes():
 MODELS = (
     ("3 matrices, 2 vectors", [(8, 16)] * 3 + [(16,)] * 2),
     ("300 matrices, 200 vectors", [(8, 16)] * 300 + [(16,)] * 200),
-    ("rows of four widths", [(8, 16), (8, 100), (8, 768), (2, 9000)] * 75 + [(16,)] * 200),
+    ("rows of four widths", [(8, 16), (8, 100), (8, 300), (2, 9000)] * 75 + [(16,)] * 200),
 )
 
 

@@ -12,8 +12,12 @@ def interleave(
     *,
     warmup: int = 2,
     clock: Callable[[], float] = time.perf_counter,
+    settle: Callable[[], object] = lambda: None,
 ) -> list[list[float]]:
-    """Seconds of each action in each round; lists in parallel, without the warm-up."""
+    """Seconds of each action in each round; lists in parallel, without the warm-up.
+
+    What `settle` does after each action is not timed.
+    """
     times: list[list[float]] = [[] for _ in actions]
     for number in range(warmup + rounds):
         first = number % len(actions)
@@ -21,4 +25,5 @@ def interleave(
             begin = clock()
             actions[index]()
             times[index].append(clock() - begin)
+            settle()
     return [own[warmup:] for own in times]

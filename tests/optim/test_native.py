@@ -29,7 +29,7 @@ def started(family, path, weight, **kwargs):
 @pytest.mark.parametrize(("family", "path"), families_and_paths())
 def test_moments_of_another_dtype_are_refused_or_right(family, path):
     """`model.float()` leaves the moments of a float64 model as they are."""
-    weight = nn.Parameter(torch.randn(6, 5, dtype=torch.float64))
+    weight = nn.Parameter(torch.randn(6, 5, dtype=torch.float64, device=path.device))
     optimizer = build(family, [weight], **KWARGS[family.name])
     run_steps(optimizer, [make_grads([weight], "channel", 1)])
     weight.data = weight.data.float()
@@ -37,7 +37,7 @@ def test_moments_of_another_dtype_are_refused_or_right(family, path):
     kwargs = {**family.base, **KWARGS[family.name]}
     expected = family.reference([weight], **kwargs)
     expected.state = [
-        {k: int(v) if k == "step" else v for k, v in state.items()}
+        {k: int(v) if k == "step" else v.cpu() for k, v in state.items()}
         for state in snapshot(optimizer)[1]
     ]
     optimizer.param_groups[0].update(path.flags)
@@ -98,7 +98,7 @@ class Wrapped(nn.Parameter):
 
 @TRUSTING
 def test_weights_of_another_class_are_not_read_by_address(family, path, monkeypatch):
-    plain, other = nn.Parameter(torch.randn(6, 5)), Wrapped(torch.randn(6, 5))
+    plain, other = (cls(torch.randn(6, 5, device=path.device)) for cls in (nn.Parameter, Wrapped))
     assert type(other) is Wrapped
     monkeypatch.setattr(
         Wrapped, "data_ptr", lambda _: pytest.fail("read by address"), raising=False

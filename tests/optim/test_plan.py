@@ -27,9 +27,9 @@ KWARGS = {"AdamP": {"weight_decay": 0.1}, "SGDP": {"momentum": 0.9}}
 LARGE = (300, 200)
 
 
-def large_weights():
+def large_weights(device="cpu"):
     draw = generator(0)
-    return [nn.Parameter(torch.randn(LARGE, generator=draw)) for _ in range(2)]
+    return [nn.Parameter(torch.randn(LARGE, generator=draw).to(device)) for _ in range(2)]
 
 
 @EVERY_PATH
@@ -38,7 +38,7 @@ def test_reading_state_does_not_change_the_numbers_that_follow(family, path, rea
     ways = {"state_dict": lambda o: o.state_dict(), "copy": copy.deepcopy, "pickle": pickle.dumps}
     snapshots = []
     for read in (ways[reading], lambda optimizer: None):
-        weights = large_weights()
+        weights = large_weights(path.device)
         optimizer = build(family, weights, path, **KWARGS[family.name])
         for step in range(4):
             kind = ("channel", "layer", "radial", "channel")[step]
@@ -50,7 +50,7 @@ def test_reading_state_does_not_change_the_numbers_that_follow(family, path, rea
 
 @EVERY_PATH
 def test_resumed_run_has_the_bits_of_an_uninterrupted_one(family, path):
-    weights = large_weights()
+    weights = large_weights(path.device)
     optimizer = build(family, weights, path, **KWARGS[family.name])
     for step, kind in enumerate(("channel", "layer", "channel", "radial")):
         run_steps(optimizer, [make_grads(weights, kind, step)])

@@ -50,7 +50,8 @@ def continue_alike(first, second, steps=range(6, 11), kind="mix"):
 
 def moved_into(family, optimizer, path=None, **kwargs):
     """Ours with the weights and the checkpoint of another optimizer."""
-    weights = [nn.Parameter(param.detach().clone()) for param in params_of(optimizer)]
+    device = path.device if path else "cpu"
+    weights = [nn.Parameter(p.detach().to(device, copy=True)) for p in params_of(optimizer)]
     ours = build(family, weights, path, **{**KWARGS[family.name], **kwargs})
     ours.load_state_dict(through_a_file(optimizer.state_dict()))
     return ours

@@ -217,11 +217,14 @@ class Backend(ABC):
         name: how messages name it.
         is_fused: whether `fused=True` may choose it.
         skips: whether it takes weights without a gradient, so that a plan outlasts their absence.
+        keeps_vectors_apart: whether weights that are declared to consist of vectors (heads) are
+            decided in another way than others, whose bits must not depend on such neighbours.
     """
 
     name: str
     is_fused: bool = False
     skips: bool = False
+    keeps_vectors_apart: bool = False
 
     @abstractmethod
     def is_default_for(self, device_type: str) -> bool:

@@ -124,6 +124,20 @@ def test_interpreted_kernels_take_declared_weights(options):
     assert_same(ADAMP, snapshot(ours), snapshot(plain), names=["w"])
 
 
+def test_interpreted_declared_neighbours_leave_a_weight_its_bits():
+    """What is added up over many rows depends on the order, and so on who adds it up."""
+    draw = generator(4)
+    values, grad = (torch.randn(3000, 4, generator=draw) for _ in range(2))
+    # Orthogonal to the whole weight, whose sums then say what is taken away.
+    grad -= (grad * values).sum() / values.square().sum() * values
+    alone, beside = (nn.Parameter(values.clone()) for _ in range(2))
+    heads = nn.Parameter(torch.randn(8, 12, generator=draw))
+    groups = [{"params": [beside]}, {"params": [heads], "scale_invariant": ("head", 2)}]
+    run_steps(AdamP([alone], lr=1.0, weight_decay=0.1, **FUSED), [[grad]])
+    run_steps(AdamP(groups, lr=1.0, weight_decay=0.1, **FUSED), [[grad, torch.ones(8, 12)]])
+    assert torch.equal(alone, beside)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_interpreted_kahan_keeps_what_rounding_cuts_off(family, dtype):

@@ -74,10 +74,27 @@ def test_launches_do_not_depend_on_the_number_of_weights():
     assert widths[0] == {"measure": 5, "decide": 1, "write": 4}
 
 
-def test_kernels_that_no_gpu_has_run_are_chosen_by_fused_alone():
-    assert not any(cuda.TRITON.is_default_for(device) for device in ("cuda", "cpu", "xpu"))
-    assert cuda.TRITON in [backend for backend in backends.BACKENDS if backend.is_fused]
-    # On a CPU they are no answer either, whatever else is missing.
+def test_kernels_are_the_default_where_a_gpu_has_run_them(monkeypatch):
+    assert cuda.TRITON.is_default_for("cuda")
+    assert not any(cuda.TRITON.is_default_for(device) for device in ("cpu", "xpu"))
+    monkeypatch.setattr(torch.version, "hip", "6.2")
+    assert not cuda.TRITON.is_default_for("cuda")
+
+
+def test_kernels_that_cannot_be_compiled_are_passed_over_with_a_warning(monkeypatch, caplog):
+    def fail(*_):
+        raise RuntimeError("Failed to find C compiler")
+
+    monkeypatch.setattr(torch.cuda, "device", fail)
+    reason = cuda._failure.__wrapped__(torch.device("cuda", 0))
+    assert reason == "cannot run a Triton kernel here (RuntimeError: Failed to find C compiler)"
+    (warning,) = caplog.messages
+    assert "Failed to find C compiler" in warning
+    assert "cuda:0" in warning
+
+
+def test_kernels_are_for_cuda():
+    # On a CPU they are no answer, whatever else is missing.
     weight = nn.Parameter(torch.ones(2, 3, dtype=torch.float64))
     optimizer = build(ADAMP, [weight], fused=True)
     with pytest.raises(RuntimeError, match="triton is for CUDA, not cpu"):

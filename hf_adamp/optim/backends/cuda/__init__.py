@@ -1,26 +1,30 @@
 """CUDA's kernels, in Triton: a few launches for all weights, and nothing waits for the device.
 
-They serve where `fused=True` asks for them. No GPU has run this version, and a path that has never
-run on its device is nobody's default; the tests run it in Triton's interpreter and compile it ahead
-of time. See docs/cuda.md.
+They are the default on Nvidia's GPUs, where the tests have run; elsewhere `fused=True` asks for
+them. Without a GPU the tests run them in Triton's interpreter and compile them ahead of time. See
+docs/cuda.md.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
+from array import array
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, reduce
 from itertools import chain
+from operator import or_
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ...graphs import is_captured, keep_for_graphs
 from ...layout import Piece, Placement, Statistic
 from ...projection import Decision, Views, total
 from ...rules import AdamRule, Scalar, is_adam, step_scalars
@@ -29,14 +33,19 @@ from ..base import Backend, Candidate, Members, Outcome, Prepared, Step
 
 __all__ = ["TRITON", "Triton"]
 
+logger = logging.getLogger(__name__)
+
 _DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
-# Elements of a tile, which stay in registers; a row wider than that is walked through.
-_TILE = 4096
+# Elements of a tile, which stay in registers; a row wider than that is walked through. Tiles of
+# 4096 move fewer bytes, but so few run side by side that BERT-base took 1.4 times as long (H200).
+_TILE = 1024
 _NARROWEST = 16
 # More of them need more registers for their sums than narrow rows are worth.
 _MOST_ROWS = 32
-# 16 elements of each tensor a thread.
-_WARP_ELEMENTS = 512
+# Eight elements of each tensor a thread.
+_WARP_ELEMENTS = 256
+# Tasks that a program of `write` looks at: most often it has nothing to do for any of them.
+_WRITTEN_TASKS = 4
 # Rows that a program of `decide` looks at together.
 _DECIDED_ROWS = 1024
 # Bytes and elements between which rows must begin to be loaded four elements at a time.
@@ -48,11 +57,12 @@ class Triton(Backend):
 
     name = "triton"
     is_fused = True
+    # Torch's operations decide those; they add up in another order than the kernel.
+    keeps_vectors_apart = True
 
     def is_default_for(self, device_type: str) -> bool:
-        """Nowhere, until a GPU has run the tests."""
-        del device_type
-        return False
+        """Where a GPU has run the tests: on Nvidia's, not on AMD's, which torch calls cuda too."""
+        return device_type == "cuda" and torch.version.hip is None
 
     def refusal(self, candidate: Candidate) -> str | None:
         """Why it cannot serve weights like this, or None where it can."""
@@ -83,6 +93,25 @@ def _device_refusal(device: torch.device) -> str | None:
         return f"is for CUDA, not {device.type}"
     if importlib.util.find_spec("triton") is None:
         return "needs Triton (pip install triton)"
+    return None if interpreted else _failure(device)
+
+
+@cache
+def _failure(device: torch.device) -> str | None:
+    """Why no kernel can be compiled and run on a device, found out by trying; None where it can.
+
+    Triton asks for a C compiler and for a GPU that is new enough, and tells of neither before.
+    """
+    try:
+        with torch.cuda.device(device):
+            _kernels().nothing[(1,)](torch.empty(1, dtype=torch.int32, device=device))
+    except Exception as error:  # whatever Triton, its compiler or the driver raise
+        reason = f"cannot run a Triton kernel here ({type(error).__name__}: {error})"
+        logger.warning(
+            "AdamP and SGDP %s. On %s they step with torch's operations, which are slower.",
+            *(reason, device),
+        )
+        return reason
     return None
 
 
@@ -112,7 +141,7 @@ class _Launch:
 
     def constants(self) -> dict[str, int]:
         """What a kernel is compiled for."""
-        rows = min(_MOST_ROWS, _TILE // self.width) if self.has_rows else 1
+        rows = _height(self.width) if self.has_rows else 1
         warps = max(1, rows * self.width // _WARP_ELEMENTS)
         return {"ROWS": rows, "COLUMNS": self.width, "num_warps": warps}
 
@@ -124,13 +153,13 @@ class TritonSection(Prepared):
         super().__init__(members)
         layout, device = members.layout, members.device
         self._launches, tasks = _tabulate(members)
-        self._tasks = _to(device, tasks, torch.int64)
+        self._tasks = _to(device, array("q", chain.from_iterable(tasks)), torch.int64)
         rows = sum(extent.rows for extent in layout.extents) if layout is not None else 0
         numbers = {"dtype": torch.float32, "device": device}
         self._stats = torch.zeros(len(Statistic), rows, **numbers)  # type: ignore[call-overload]
         self._shift = torch.zeros(rows, **numbers)  # type: ignore[call-overload]
         self._done = torch.zeros(len(tasks), dtype=torch.int8, device=device)
-        self._owners = _to(device, _owners(members), torch.int64)
+        self._owners = _to(device, array("q", _owners(members)), torch.int64)
         self._limits = self._shift if layout is None else layout.channel_limit
         # What the tables on the device were made from.
         self._uploaded: dict[str, tuple[Any, Tensor]] = {}
@@ -154,7 +183,7 @@ class TritonSection(Prepared):
         """Advance the moments, sum up rows, and write what has none or is settled."""
         self._addresses = self._table_of_addresses(step)
         self._coefficients = self._table_of_coefficients(step)
-        self._seeds = self._table("seeds", step.seeds or [0], torch.int64)
+        self._seeds = self._table("seeds", array("q", step.seeds or [0]), torch.int64)
         # Records of an earlier step look at its numbers.
         stats = torch.zeros_like(self._stats) if step.recording else self._stats
         for launch in self._launches:
@@ -168,7 +197,8 @@ class TritonSection(Prepared):
             kernel = _kernels().write
             for launch in self._launches:
                 if launch.has_rows:
-                    self._launch(kernel, launch, step, decision.shift, self._done)
+                    arguments = decision.shift, self._done
+                    self._launch(kernel, launch, step, *arguments, together=_WRITTEN_TASKS)
         torch.autograd.graph.increment_version(step.params)
 
     def _decide(self, stats: Tensor) -> tuple[Tensor, Decision]:
@@ -187,13 +217,18 @@ class TritonSection(Prepared):
             )
         return totals, Decision(views, shift)
 
-    def _launch(self, kernel: Any, launch: _Launch, step: Step, *arguments: Any) -> None:
+    def _launch(
+        self, kernel: Any, launch: _Launch, step: Step, *arguments: Any, together: int | None = None
+    ) -> None:
+        """A launch of one program a task, or of one for some tasks together."""
         tl = _kernels().tl
         moment = step.moments[0][0].dtype if step.moments else torch.float32
+        tasks = launch.end - launch.begin
+        tables = self._tasks, self._addresses, self._coefficients, self._seeds
         with self._device():
-            kernel[(launch.end - launch.begin,)](
-                *(launch.begin, self._tasks, self._addresses, self._coefficients, self._seeds),
-                *arguments,
+            kernel[(-(-tasks // (together or 1)),)](
+                *((launch.begin,) if together is None else (launch.begin, launch.end)),
+                *(*tables, *arguments),
                 TYPE=getattr(tl, _DTYPES[step.params[0].dtype]),
                 MOMENT=getattr(tl, _DTYPES[moment]),
                 KIND=int(step.rules[0][0].kind),
@@ -202,6 +237,7 @@ class TritonSection(Prepared):
                 NOISY=bool(step.seeds),
                 ALIGNED=launch.is_aligned and self._are_aligned,
                 **launch.constants(),
+                **({} if together is None else {"TASKS": together}),
             )
 
     def _device(self) -> AbstractContextManager[Any]:
@@ -209,17 +245,20 @@ class TritonSection(Prepared):
         return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
     def _table_of_addresses(self, step: Step) -> Tensor:
+        """(tensors, 5) int64; see `kernels`."""
         moments: list[list[Tensor]] = [*step.moments, [], []]
         kept = step.compensations if any(c is not None for c in step.compensations) else []
-        tensors: list[Sequence[Tensor | None]] = [step.params, step.grads, *moments[:2], kept]
-        nothing = [0] * len(step.params)
-        columns = [addresses_of(own) if own else nothing for own in tensors]
-        self._are_aligned = all(not address % _ALIGNMENT for address in chain(*columns))
-        return self._table("addresses", list(zip(*columns, strict=True)), torch.int64)
+        columns: list[Sequence[Tensor | None]] = [step.params, step.grads, *moments[:2], kept]
+        addresses = array("q", bytes(8 * len(columns) * len(step.params)))
+        for column, tensors in enumerate(columns):
+            if tensors:
+                addresses[column :: len(columns)] = addresses_of(tensors)
+        self._are_aligned = not reduce(or_, addresses, 0) % _ALIGNMENT
+        return self._table("addresses", addresses, torch.int64)
 
     def _table_of_coefficients(self, step: Step) -> Tensor:
         """(tensors, columns of `kernels.Column`) float32."""
-        lines: list[tuple[float, ...]] = []
+        lines = array("f")
         begin = 0
         for rule, size in step.rules:
             # What depends on a tensor is filled in on the device.
@@ -229,12 +268,19 @@ class TritonSection(Prepared):
             if is_adam(known) and not _counts_on_device(known, counts):
                 sizes, roots = step_scalars(known, counts)
                 scalars = list(zip(sizes, roots, strict=True))
-            lines += [(*known.coefficients, *map(float, pair)) for pair in scalars]
+            coefficients = known.coefficients
+            line = {pair: array("f", (*coefficients, *map(float, pair))) for pair in {*scalars}}
+            for pair in scalars:
+                lines += line[pair]
             begin += size
-        return _filled(self._table("coefficients", lines, torch.float32), step)
+        table = self._table("coefficients", lines, torch.float32)
+        return _filled(table.view(len(step.params), -1), step)
 
-    def _table(self, name: str, values: Sequence[Any], dtype: torch.dtype) -> Tensor:
+    def _table(self, name: str, values: array[Any], dtype: torch.dtype) -> Tensor:
         """A table on the device, copied there if it is not the one that is there."""
+        if is_captured():
+            # What a graph copies is there after a replay only, and what it reads must stay.
+            return _to(self.members.device, values, dtype)
         known, table = self._uploaded.get(name, (None, None))
         if table is None or known != values:
             table = _to(self.members.device, values, dtype)
@@ -269,11 +315,15 @@ def _filled(table: Tensor, step: Step) -> Tensor:
     return filled
 
 
-def _to(device: torch.device, values: Sequence[Any], dtype: torch.dtype) -> Tensor:
+def _to(device: torch.device, values: array[Any], dtype: torch.dtype) -> Tensor:
     table = torch.tensor(values, dtype=dtype, device="cpu")
     if device.type != "cuda":
         return table
-    return table.pin_memory().to(device, non_blocking=True)
+    pinned = table.pin_memory()
+    if is_captured():
+        # Each replay copies from it again.
+        keep_for_graphs(pinned)
+    return pinned.to(device, non_blocking=True)
 
 
 def _owners(members: Members) -> list[int]:
@@ -320,6 +370,11 @@ def _width(columns: int) -> int:
     return min(_TILE, max(_NARROWEST, 1 << max(columns - 1, 0).bit_length()))
 
 
+def _height(width: int) -> int:
+    """Rows of a tile."""
+    return min(_MOST_ROWS, _TILE // width)
+
+
 def _cut(piece: Piece, width: int, *, has_rows: bool) -> Iterator[tuple[int, int, int, int]]:
     """First row, offset, rows and columns of each task of a piece."""
     rows, columns = piece.shape
@@ -329,7 +384,7 @@ def _cut(piece: Piece, width: int, *, has_rows: bool) -> Iterator[tuple[int, int
         for begin in range(0, columns, width):
             yield 0, piece.offset + begin, 1, min(width, columns - begin)
         return
-    height = min(_MOST_ROWS, _TILE // width)
+    height = _height(width)
     for first in range(0, rows, height):
         offset = piece.offset + first * piece.stride[0]
         yield first, offset, min(height, rows - first), columns

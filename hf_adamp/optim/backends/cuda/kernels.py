@@ -28,7 +28,7 @@ from enum import IntEnum
 import triton
 import triton.language as tl
 
-__all__ = ["ADDRESSES", "Column", "Field", "decide", "measure", "write"]
+__all__ = ["ADDRESSES", "Column", "Field", "decide", "measure", "nothing", "write"]
 
 
 class Field(IntEnum):
@@ -94,6 +94,12 @@ _KAHAN = tl.constexpr(1)
 _STOCHASTIC = tl.constexpr(2)
 # What decay may take of a weight for the old one to be recovered from what is left.
 _MOST_DECAY = tl.constexpr(0.5)
+
+
+@triton.jit
+def nothing(out):
+    """The smallest kernel, to see whether any can be compiled and run."""
+    tl.store(out, 0)
 
 
 @triton.jit
@@ -261,6 +267,11 @@ def _advance(
 
 
 @triton.jit
+def _add(a0, a1, a2, a3, a4, b0, b1, b2, b3, b4):
+    return a0 + b0, a1 + b1, a2 + b2, a3 + b3, a4 + b4
+
+
+@triton.jit
 def _cosine(dot, grad_sq, weight_sq, eps):
     """`projection.cosine`; NaN where a sum is not finite, which loses every comparison."""
     norms = tl.maximum(tl.sqrt_rn(grad_sq), eps) * tl.maximum(tl.sqrt_rn(weight_sq), eps)
@@ -303,11 +314,13 @@ def measure(
             MOMENT, KIND, ALIGNED,
         )  # fmt: skip
         step = _step_of(coefficients, tensor, g, m, v, exists, KIND, AHEAD)
-        dot += tl.sum(g * w, 1)
-        grad_sq += tl.sum(g * g, 1)
-        weight_sq += tl.sum(w * w, 1)
-        step_dot += tl.sum(step * w, 1)
-        step_sq += tl.sum(step * step, 1)
+        # Together, since the warps of a program wait for each other in every sum.
+        of_tile = tl.reduce((g * w, g * g, w * w, step * w, step * step), 1, _add)
+        dot += of_tile[0]
+        grad_sq += of_tile[1]
+        weight_sq += of_tile[2]
+        step_dot += of_tile[3]
+        step_sq += of_tile[4]
 
     r = tl.arange(0, ROWS)
     own = r < tl.load(tasks + _FIELDS * task + _ROWS)
@@ -394,45 +407,70 @@ def decide(
         tl.store(shifts + row, tl.where(channel, part, 0.0) + (layer_part - decay), own)
 
 
-@triton.jit(do_not_specialize=["first_task"])
-def write(
-    first_task, tasks, addresses, coefficients, seeds, shifts, done,
+@triton.jit
+def _write_task(
+    task, tensor, place, early, tasks, addresses, coefficients, seeds, shifts,
     TYPE: tl.constexpr, MOMENT: tl.constexpr, KIND: tl.constexpr, AHEAD: tl.constexpr,
     ROUNDING: tl.constexpr, NOISY: tl.constexpr, ALIGNED: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """`w ← w + (shift · w − step)` for a task, or what it lacks of that."""
-    task = first_task + tl.program_id(0)
-    tensor = tl.load(tasks + _FIELDS * task)
-    place = tl.load(tasks + _FIELDS * task + _PLACE)
     columns = tl.load(tasks + _FIELDS * task + _WIDTH)
     decay = tl.load(coefficients + _COLUMNS * tensor + _DECAY)
-    early = tl.load(done + task) != 0
     r = tl.arange(0, ROWS)
-    own = (r < tl.load(tasks + _FIELDS * task + _ROWS)) & (place >= 0)
+    own = r < tl.load(tasks + _FIELDS * task + _ROWS)
     shift = tl.load(shifts + place + r, own, other=0.0)
-    # Exactly 0 where a row was not to be projected.
     missing = tl.where(early, shift + decay, shift)
-    own = own & ((early == 0) | (missing != 0.0))
-    if tl.sum(own.to(tl.int32), 0) > 0:
-        for begin in range(0, columns, COLUMNS):
-            places, exists = _tile(tasks, task, begin, ROWS, COLUMNS, ALIGNED)
-            exists = exists & own[:, None]
-            w = _load_weight(addresses, tensor, places, exists, TYPE, ROUNDING, ALIGNED)
-            g = w
-            m = w
-            v = w
-            if AHEAD or KIND == _PLAIN:
-                g = _load_grad(addresses, coefficients, tensor, places, exists, TYPE, ALIGNED)
-            if KIND != _PLAIN:
-                _, m = _moment(addresses, tensor, 2, places, exists, MOMENT, ALIGNED)
-            if KIND == _ADAM:
-                _, v = _moment(addresses, tensor, 3, places, exists, MOMENT, ALIGNED)
-            step = _step_of(coefficients, tensor, g, m, v, exists, KIND, AHEAD)
-            # Only what is added is computed from the old weight, so its error is not kept.
-            old = w + step
-            old = old + old * (decay / (1.0 - decay))
-            late = missing[:, None] * tl.where(early, old, w)
-            new = w + (late - tl.where(early, 0.0, step))
-            noise, _, _ = _noise(seeds, tensor, places, NOISY)
-            _store_weight(addresses, tensor, places, exists, new, noise, TYPE, ROUNDING, ALIGNED)
+    for begin in range(0, columns, COLUMNS):
+        places, exists = _tile(tasks, task, begin, ROWS, COLUMNS, ALIGNED)
+        exists = exists & own[:, None]
+        w = _load_weight(addresses, tensor, places, exists, TYPE, ROUNDING, ALIGNED)
+        g = w
+        m = w
+        v = w
+        if AHEAD or KIND == _PLAIN:
+            g = _load_grad(addresses, coefficients, tensor, places, exists, TYPE, ALIGNED)
+        if KIND != _PLAIN:
+            _, m = _moment(addresses, tensor, 2, places, exists, MOMENT, ALIGNED)
+        if KIND == _ADAM:
+            _, v = _moment(addresses, tensor, 3, places, exists, MOMENT, ALIGNED)
+        step = _step_of(coefficients, tensor, g, m, v, exists, KIND, AHEAD)
+        # Only what is added is computed from the old weight, so its error is not kept.
+        old = w + step
+        old = old + old * (decay / (1.0 - decay))
+        late = missing[:, None] * tl.where(early, old, w)
+        new = w + (late - tl.where(early, 0.0, step))
+        noise, _, _ = _noise(seeds, tensor, places, NOISY)
+        _store_weight(addresses, tensor, places, exists, new, noise, TYPE, ROUNDING, ALIGNED)
+
+
+@triton.jit(do_not_specialize=["first_task", "end_task"])
+def write(
+    first_task, end_task, tasks, addresses, coefficients, seeds, shifts, done,
+    TYPE: tl.constexpr, MOMENT: tl.constexpr, KIND: tl.constexpr, AHEAD: tl.constexpr,
+    ROUNDING: tl.constexpr, NOISY: tl.constexpr, ALIGNED: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, TASKS: tl.constexpr,
+):  # fmt: skip
+    """What some tasks lack; most often nothing, so one program looks at several."""
+    begin = first_task + TASKS * tl.program_id(0)
+    own = begin + tl.arange(0, TASKS)
+    exists = own < end_task
+    tensors = tl.load(tasks + _FIELDS * own, exists, other=0)
+    places = tl.load(tasks + _FIELDS * own + _PLACE, exists, other=0)
+    early = tl.load(done + own, exists, other=1) != 0
+    # Exactly 0 where a weight was not to be projected, and then the same for each of its rows: one
+    # of them fails its test, so only the whole can be projected.
+    decay = tl.load(coefficients + _COLUMNS * tensors + _DECAY)
+    missing = tl.load(shifts + places, exists, other=0.0) + decay
+    lacks = exists & ((early == 0) | (missing != 0.0))
+    if tl.sum(lacks.to(tl.int32), 0) > 0:
+        for task in range(begin, tl.minimum(begin + TASKS, end_task)):
+            tensor = tl.load(tasks + _FIELDS * task)
+            place = tl.load(tasks + _FIELDS * task + _PLACE)
+            is_early = tl.load(done + task) != 0
+            decay_of_task = tl.load(coefficients + _COLUMNS * tensor + _DECAY)
+            if (is_early == 0) | (tl.load(shifts + place) + decay_of_task != 0.0):
+                _write_task(
+                    task, tensor, place, is_early, tasks, addresses, coefficients, seeds, shifts,
+                    TYPE, MOMENT, KIND, AHEAD, ROUNDING, NOISY, ALIGNED, ROWS, COLUMNS,
+                )  # fmt: skip
