@@ -219,17 +219,26 @@ def survivors(
             for number in bar:
                 chunk = slice(number * batch_size, (number + 1) * batch_size)
                 kept = left[number].nonzero().flatten()
-                if len(kept) == 0:
-                    continue
-                shown, wanted = images[chunk].to(device)[kept], labels[chunk].to(device)[kept]
-                attacked = attack(shown, wanted).clamp(0, 1)
-                # FAB looks for the nearest wrong image, which may be too far.
-                beyond = threat.distance(shown, attacked) > threat.radius + SLACK
-                with torch.no_grad():
-                    right = function(attacked).argmax(1) == wanted
-                left[number][kept] = right | beyond
+                if len(kept) > 0:
+                    shown, wanted = (own[chunk].to(device)[kept] for own in (images, labels))
+                    left[number][kept] = _withstands(function, attack, shown, wanted, threat)
             shares[part] = torch.cat(left).float().mean().item()
     return shares
+
+
+def _withstands(
+    function: nn.Module,
+    attack: Callable[[Tensor, Tensor], Tensor],
+    images: Tensor,
+    labels: Tensor,
+    threat: ThreatModel,
+) -> Tensor:
+    """Which images are still classified rightly after an attack, or were not attacked in bounds."""
+    attacked = attack(images, labels).clamp(0, 1)
+    # FAB looks for the nearest wrong image, which may be too far.
+    beyond = threat.distance(images, attacked) > threat.radius + SLACK
+    with torch.no_grad():
+        return (function(attacked).argmax(1) == labels) | beyond
 
 
 def total_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

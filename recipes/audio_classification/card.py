@@ -76,18 +76,6 @@ def write_card(
     """
     config, args = trainer.model.config, trainer.args
     found = [(kind, name, metrics[key]) for key, (kind, name) in REPORTED.items() if key in metrics]
-    results = [
-        EvalResult(
-            task_type="audio-classification",
-            dataset_type=dataset,
-            dataset_name=dataset,
-            dataset_split="test",
-            metric_type=kind,
-            metric_name=name,
-            metric_value=round(value, 6),
-        )
-        for kind, name, value in found
-    ]
     name = args.hub_model_id or folder.name
     data = ModelCardData(
         library_name="transformers",
@@ -97,7 +85,7 @@ def write_card(
         metrics=[kind for kind, _, _ in found],
         tags=["audio-classification", task.replace("_", "-"), config.model_type, optimizer],
         model_name=name,
-        eval_results=results,
+        eval_results=[_result(dataset, *one) for one in found],
     )
     text = TEXT.format(
         title=name,
@@ -120,6 +108,18 @@ def write_card(
         settings=_settings(trainer, optimizer),
     )
     ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}").save(folder / "README.md")
+
+
+def _result(dataset: str, kind: str, name: str, value: float) -> EvalResult:
+    return EvalResult(
+        task_type="audio-classification",
+        dataset_type=dataset,
+        dataset_name=dataset,
+        dataset_split="test",
+        metric_type=kind,
+        metric_name=name,
+        metric_value=round(value, 6),
+    )
 
 
 def _list(names: Sequence[str], shown: int = 60) -> str:
