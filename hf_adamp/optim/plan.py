@@ -156,6 +156,7 @@ class Plan:
             _check_shapes(group)
         self.is_real = not any(map(Tensor.is_complex, chain(*(group.weights for group in groups))))
         self._reducer = reducer
+        # Kept for good: what follows looks only at whether all this would come out the same again.
         self._sections = list(_sections(groups, reducer))
         self._traits = [] if torch.compiler.is_compiling() else self._look_at(groups)
         self._watched = _watched(groups, self._sections)
@@ -163,10 +164,12 @@ class Plan:
 
     def gather(self, groups: Sequence[Collected]) -> list[Step] | None:
         """What each section steps, or None where the plan is no longer right for these groups."""
+        # From the cheapest question to the dearest: most plans that are out of date fail early.
         if self._presence(groups) != self._present or self._look_at(groups) != self._traits:
             return None
         steps = [section.gather(groups) for section in self._sections]
         pairs = zip(self._sections, steps, strict=True)
+        # All sections are asked before any is stepped: a step that raises must change nothing.
         return steps if all(section.prepared.fits(step) for section, step in pairs) else None
 
     @staticmethod
@@ -204,6 +207,7 @@ class Plan:
             If recording, one record for every section that has weights with rows.
         """
         found: list[tuple[_Section, Step, Outcome | None]] = []
+        # These wait for the others, so that processes meet twice a step and not twice a section.
         shared: list[tuple[_Section, Step]] = []
         if recording:
             steps = [replace(step, recording=True) for step in steps]
@@ -236,6 +240,8 @@ def _step_shared(
     shared: list[tuple[_Section, Step]], reducer: Reducer
 ) -> list[tuple[_Section, Step, Outcome | None]]:
     """All stages of weights that other processes have a part of: everybody meets twice."""
+    # A row that is cut fails or passes its test as a whole, so its sums come first; which rows pass
+    # then decides what a weight adds up, so totals come second.
     stats = [section.prepared.accumulate(step) for section, step in shared]
     sections = [section for section, _ in shared]
     pairs = list(zip(sections, stats, strict=True))
@@ -251,6 +257,7 @@ def _step_shared(
     )
     found: list[tuple[_Section, Step, Outcome | None]] = []
     for (section, step), own, sums in zip(shared, stats, totals, strict=True):
+        # Biases and the like: nothing is projected, so there was nothing to wait for.
         if section.prepared.members.layout is None:
             section.prepared.apply(step, None)
             continue
@@ -277,9 +284,11 @@ def _sections(groups: Sequence[Collected], reducer: Reducer | None) -> Iterator[
     backends: dict[str, Backend] = {}
     for number, group in enumerate(groups):
         for kind, indices in _by_kind(group).items():
+            # A backend is asked about a weight with its gradient; with none there is no answer yet.
             if all(group.grads[index] is None for index in indices):
                 continue
             placements = [_placements(group, index, reducer) for index in indices]
+            # What other processes have a say in is decided apart: nothing else may wait for them.
             is_shared = [any(p.is_shared for p in places) for places in placements]
             for shared in {*is_shared}:
                 own = [i for i, s in enumerate(is_shared) if s == shared]
@@ -288,6 +297,7 @@ def _sections(groups: Sequence[Collected], reducer: Reducer | None) -> Iterator[
                     continue
                 backend = choose(_candidate(group, first, placements[own[0]]), group.flags)
                 backends[backend.name] = backend
+                # A param group is no border: a thousand groups of one weight are one section.
                 for i in own:
                     if backend.skips or group.grads[indices[i]] is not None:
                         apart = backend.keeps_vectors_apart and _has_vectors(placements[i])
@@ -312,6 +322,7 @@ def _by_kind(group: Collected) -> dict[Any, list[int]]:
         kept = group.compensations[index] if group.compensations else None
         tensors += [kept] if kept is not None else []
         others = tensors if grad is None else [grad, *tensors]
+        # All that a backend's answer may depend on, save for options, which a group has in common.
         kind = (
             *(type(tensor) for tensor in tensors),
             *(tensor.dtype for tensor in tensors),
@@ -358,6 +369,7 @@ def _chunks(
     backend: Backend | None,
 ) -> Iterator[list[tuple[int, int, tuple[Placement, ...]]]]:
     """Runs of tensors with at most so many elements as a backend likes, or one tensor."""
+    # All are on one device: it is part of their kind.
     number, index, _ = tensors[0]
     device = groups[number].params[index].device.type
     limit = backend.chunk_elements(device) if backend is not None else None
@@ -386,6 +398,7 @@ def _section(
 ) -> _Section:
     params = [groups[number].params[index] for number, index, _ in tensors]
     dtype, device = working_dtype(params[0].dtype), params[0].device
+    # A flat tensor holds many weights, so there may be more placements than tensors.
     owned = [(groups[n].rule, p) for n, _, ps in tensors for p in ps if p.extent is not None]
     placements = [placement for _, placement in owned]
     extents = [placement.extent for placement in placements if placement.extent is not None]
@@ -407,6 +420,7 @@ def _section(
         rounding=precision.rounding,
         dtype=dtype,
         device=device,
+        # What 16 bits have rounded away cannot be had back from the weight that was written.
         is_recoverable=params[0].dtype == dtype,
         is_shared=is_shared,
     )

@@ -62,9 +62,11 @@ def record(
         return None
     _, _, weight_sq, step_dot, step_sq = stats
     shift = decision.shift
+    # |shift · w − step|², of sums that are there: the update itself is nowhere kept.
     update_sq = shift.square() * weight_sq - 2 * shift * step_dot + step_sq
     row_cosine = cosine(stats, layout.row_eps)
     view, eps, offsets = decision.views.codes, layout.eps, layout.offsets
+    # Heads: totals are those of each, and a record has one value a weight.
     if layout.segments is not None:
         begins = layout.segments.offsets
         totals = torch.stack([sum_segments(row, begins) for row in totals])

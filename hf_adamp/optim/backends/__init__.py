@@ -44,6 +44,7 @@ def choose(candidate: Candidate, flags: Flags) -> Backend:
     if flags.differentiable:
         return _first_serving([SINGLE_TENSOR], candidate, "differentiable=True")
     if torch.compiler.is_compiling():
+        # The compiler cannot look into our kernels, and makes one of multi-tensor operations.
         return FOREACH
     if flags.fused:
         fused = [backend for backend in BACKENDS if backend.is_fused]

@@ -167,6 +167,7 @@ class Prepared(ABC):
             RuntimeError: for a tensor whose memory was taken away. Nothing has been changed then.
         """
         look = step.look()
+        # The first step is the one that the section was made for.
         if self._look is None:
             self._look = look
         return look == self._look
@@ -198,6 +199,7 @@ class Prepared(ABC):
 
     def _decays(self, step: Step, like: Tensor) -> tuple[Tensor, Tensor]:
         """What weight decay takes of each weight that is not projected, and that is."""
+        # Rules are a group's; decisions are a weight's, and biases are not among those.
         counts: list[tuple[Rule, int]] = []
         begin = 0
         for rule, size in step.rules:
@@ -246,6 +248,7 @@ class Backend(ABC):
 
 def _kinds(trait: Callable[[Tensor], Any], tensors: Sequence[Tensor]) -> Any:
     """What a trait of the tensors is; of each, where they differ, since two may change places."""
+    # One set made in C tells most often all; a list is made where it does not.
     kinds = {*map(trait, tensors)}
     return kinds if len(kinds) < 2 else list(map(trait, tensors))
 

@@ -82,6 +82,7 @@ def _place(
     """None where this process has nothing of it; its sums have their places all the same."""
     shape, bounds = weight.shape, weight.bounds
     start, end = bounds[flat.rank], bounds[flat.rank + 1]
+    # A bias: never projected, so its elements need no rows, only a place in memory.
     if not has_rows(shape):
         pieces = tuple(_pieces(start, end, max(end - start, 1), weight.offset))
         return Placement(pieces=pieces, weight=weight.weight) if pieces else None
@@ -93,9 +94,12 @@ def _place(
             "for it, or shard with FSDP2 (`fully_shard`)."
         )
     columns = math.prod(shape[dim] for dim in column_dims)
+    # With the rows that are cut at either end; -(-a // b) rounds up.
     rows = range(start // columns, -(-end // columns) if end > start else start // columns)
     vectors = rows_of_vectors(rows, vectors_of(scale_invariant, shape))
     extent = Extent(len(rows), columns, shape.numel(), vectors)
+    # By all processes' bounds, not by this one's: each must claim the same places as the others,
+    # for rows that it has nothing of too.
     cut = sorted({bound // columns for bound in bounds[1:-1] if bound % columns})
     row_slots: dict[Peers, Slots] = {}
     weight_slots: dict[Peers, Slots] = {}
@@ -104,9 +108,11 @@ def _place(
         own = [(row - rows.start, at) for row, at in zip(cut, places, strict=True) if row in rows]
         if own:
             row_slots[flat.peers] = Slots([row for row, _ in own], [at for _, at in own])
+    # A weight that lies on one process is that one's own affair.
     if sum(begin < stop for begin, stop in pairwise(bounds)) > 1:
         places = claim_segments(flat.peers, extent.segments)
         weight_slots[flat.peers] = Slots(range(extent.segments), places)
+    # Not before: what it claimed keeps the places of the weights after it in step with others.
     if start == end:
         return None
     return Placement(

@@ -59,6 +59,7 @@ class Reducer:
     ) -> Reducer | None:
         """The reducer of the weights among these that are sharded, None where none is."""
         reducer = cls()
+        # Weights claim their places in the order of the param groups, which all processes share.
         claims = reducer._claim_rows, reducer._claim_segments
         placed: list[tuple[Tensor, tuple[Placement, ...]]] = [
             (param, (place_dtensor(param, scale_invariant, *claims),))
@@ -68,6 +69,7 @@ class Reducer:
         placed += [(flat.tensor, place_flat(flat, declared, *claims)) for flat, declared in flats]
         for tensor, placements in placed:
             reducer.placements[id(tensor)] = placements
+            # One buffer serves all weights, so the most precise of them decides.
             if tensor.dtype == torch.float64:
                 reducer.dtype = torch.float64
         return reducer if reducer.placements else None
@@ -103,6 +105,7 @@ class Reducer:
         ]
         for sums, share in parts:
             buffer.index_copy_(1, share.there, sums.index_select(1, share.here).to(buffer))
+        # In every step, even with nothing to add: whether to come must not depend on a gradient.
         distributed.all_reduce(buffer, group=peers.group)
         for sums, share in parts:
             sums.index_copy_(1, share.here, buffer.index_select(1, share.there).to(sums))

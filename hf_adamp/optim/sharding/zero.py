@@ -94,6 +94,8 @@ def _refuse_what_may_hang() -> None:
 
 def _stage1(tensor: Tensor, params: Sequence[Any]) -> FlatTensor:
     """Stages 1 and 2, and the BF16 optimizer."""
+    # Two ways to know how large the buffer is, its storage and the processes' parts: if they
+    # differ, this is a kind of ZeRO that nobody has looked at.
     group = getattr(params[0], "_dp_group", None)
     world, rank = _size(group), _rank(group)
     width = tensor.numel()
@@ -107,11 +109,13 @@ def _stage1(tensor: Tensor, params: Sequence[Any]) -> FlatTensor:
         )
     weights = []
     end = 0
+    # By address, not by number: `round_robin_gradients` lays weights out in another order.
     for param in sorted(params, key=Tensor.storage_offset):
         at = param.storage_offset() - base
         if at < end or not param.is_contiguous():
             raise _unknown("weights overlap in its group's buffer")
         end = at + param.numel()
+        # Where process r's range begins, seen from the weight's first element, and kept inside it.
         bounds = tuple(min(max(r * width - at, 0), param.numel()) for r in range(world + 1))
         weight = FlatWeight(param, param.shape, bounds, max(at - rank * width, 0))
         weights.append(weight)
@@ -122,6 +126,7 @@ def _stage1(tensor: Tensor, params: Sequence[Any]) -> FlatTensor:
 def _stage3(tensor: Any, params: Sequence[Any]) -> FlatTensor:
     group = params[0].ds_process_group
     world, rank = _size(group), _rank(group)
+    # A sub-group's tensor is named after its first and its last weight.
     first, _, last = str(getattr(tensor, "ds_id", "")).partition("_")
     numbers = [str(param.ds_id) for param in params]
     if first not in numbers or last not in numbers:
@@ -133,6 +138,7 @@ def _stage3(tensor: Any, params: Sequence[Any]) -> FlatTensor:
         _refuse_variants(param, group)
         if part * world < numel or param.ds_tensor.numel() != part:
             raise _unknown("a weight's parts do not add up to it, or are not in memory")
+        # Parts are equal, so the last ones reach beyond the weight: that is padding.
         bounds = tuple(min(r * part, numel) for r in range(world + 1))
         weight = FlatWeight(param, full_shape(param), bounds, end)
         weights.append(weight)
