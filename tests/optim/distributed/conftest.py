@@ -1,8 +1,20 @@
 """Pools of processes, each ended with the file that used it."""
 
+import re
+
 import pytest
 
 from tests.optim.distributed.processes import Pool
+from tests.versions import needs_fsdp2_on_a_cpu
+
+# Names of strategies, as they stand in the names of tests.
+WITH_FSDP2 = re.compile(r"\[.*(FSDP2|HSDP|three.kinds.of.mesh)")
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if WITH_FSDP2.search(item.nodeid):
+            item.add_marker(needs_fsdp2_on_a_cpu)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import yaml
 
 from tests.optim.distributed.reports import CONFIGS, report_of_run
 from tests.tolerances import assert_close
-from tests.versions import needs_torch
+from tests.versions import needs_fsdp2_on_a_cpu
 
 HERE = Path(__file__).parent
 _SMALL = ("--num_processes", "2", "--mixed_precision", "no")
@@ -33,9 +33,6 @@ LAUNCHES = {
         {"processes": 4, "type": "FSDP", "placements": "(Replicate(), Shard(dim=0))"},
     ),
 }
-
-
-needs_fsdp2_on_a_cpu = needs_torch("2.7", "FSDP2 of torch 2.6 needs a GPU")
 
 
 @pytest.fixture(scope="module")

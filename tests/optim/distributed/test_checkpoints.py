@@ -24,6 +24,7 @@ from tests.optim.distributed.sharded import whole
 from tests.optim.distributed.strategies import STRATEGIES, Net, Pair, single_backward
 from tests.tolerances import assert_close
 from tests.training import params_of
+from tests.versions import needs_fsdp2_on_a_cpu
 
 
 def _declared(params):
@@ -141,6 +142,7 @@ def save_and_finish(maker, folder):
     return {key: value.tolist() for key, value in copies.items()}
 
 
+@needs_fsdp2_on_a_cpu
 @pytest.mark.parametrize("maker", MAKERS)
 def test_sharded_checkpoint_goes_on_without_processes(pool, tmp_path, maker):
     """Loaded by one process that has no process group at all."""
@@ -190,6 +192,7 @@ def check_round_trip(maker, options, dtype):
         _assert_copies_equal(_copies(second.optimizer), _copies(first.optimizer))
 
 
+@needs_fsdp2_on_a_cpu
 @pytest.mark.parametrize(
     ("maker", "options"),
     [
@@ -201,6 +204,7 @@ def test_optimizer_state_dict_round_trip_is_exact(pool, maker, options):
     pool.run(check_round_trip, maker, OPTIONS[options], torch.float32)
 
 
+@needs_fsdp2_on_a_cpu
 @pytest.mark.parametrize("options", ["sharded", "full, offloaded"])
 def test_bfloat16_weights_keep_float32_state(pool, options):
     pool.run(check_round_trip, "AdamP", OPTIONS[options], torch.bfloat16)
@@ -223,6 +227,7 @@ def check_plain_state_dict(dtype):
         assert param.dtype == dtype
 
 
+@needs_fsdp2_on_a_cpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_sharded_state_dict_goes_on_identically(pool, dtype):
     pool.run(check_plain_state_dict, dtype)

@@ -315,12 +315,12 @@ def measure(
         )  # fmt: skip
         step = _step_of(coefficients, tensor, g, m, v, exists, KIND, AHEAD)
         # Together, since the warps of a program wait for each other in every sum.
-        of_tile = tl.reduce((g * w, g * g, w * w, step * w, step * step), 1, _add)
-        dot += of_tile[0]
-        grad_sq += of_tile[1]
-        weight_sq += of_tile[2]
-        step_dot += of_tile[3]
-        step_sq += of_tile[4]
+        a, b, c, d, e = tl.reduce((g * w, g * g, w * w, step * w, step * step), 1, _add)
+        dot += a
+        grad_sq += b
+        weight_sq += c
+        step_dot += d
+        step_sq += e
 
     r = tl.arange(0, ROWS)
     own = r < tl.load(tasks + _FIELDS * task + _ROWS)
