@@ -93,13 +93,9 @@ def write_card(
         model=f"[{base}](https://huggingface.co/{base})" if base else "A Harmonic CNN",
         task=task.replace("_", " "),
         optimizer=optimizer,
-        titles=" | ".join(title for _, title, _ in found),
-        rules="|".join("---" for _ in found),
-        cells=" | ".join(f"{value:.4f}" for _, _, value in found),
+        **_table(found),
         clips=clips,
-        heard=f"{chunks} chunks each, their probabilities averaged"
-        if chunks > 1
-        else "one chunk each",
+        heard=_heard(chunks),
         # Its code travels with it; other models' is in Transformers.
         trust="" if base else ", trust_remote_code=True",
         rate=trainer.processing_class.sampling_rate,
@@ -120,6 +116,18 @@ def _result(dataset: str, kind: str, name: str, value: float) -> EvalResult:
         metric_name=name,
         metric_value=round(value, 6),
     )
+
+
+def _heard(chunks: int) -> str:
+    return f"{chunks} chunks each, their probabilities averaged" if chunks > 1 else "one chunk each"
+
+
+def _table(found: Sequence[tuple[str, str, float]]) -> dict[str, str]:
+    return {
+        "titles": " | ".join(title for _, title, _ in found),
+        "rules": "|".join("---" for _ in found),
+        "cells": " | ".join(f"{value:.4f}" for _, _, value in found),
+    }
 
 
 def _list(names: Sequence[str], shown: int = 60) -> str:

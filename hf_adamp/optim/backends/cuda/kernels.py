@@ -321,7 +321,6 @@ def measure(
         weight_sq += c
         step_dot += d
         step_sq += e
-
     r = tl.arange(0, ROWS)
     own = r < tl.load(tasks + _FIELDS * task + _ROWS)
     out = stats + place + r
