@@ -37,7 +37,10 @@ SETS = {
         **{"torch": "2.6.0", "transformers": "4.57.0", "accelerate": "1.10.0"},
         **{"trl": "0.20.0", "peft": "0.15.0", "torchao": "0.13.0", "datasets": "3.0.0"},
     },
-    "torch-2.9": {"torch": "2.9.1", "transformers": "5.0.0", "torchao": "0.14.1"},
+    # A newer peft refuses the torchao that fits this torch.
+    "torch-2.9": {
+        **{"torch": "2.9.1", "transformers": "5.0.0", "torchao": "0.14.1", "peft": "0.18.0"},
+    },
     "pinned": {},
     "newest": {},
 }
