@@ -9,39 +9,42 @@ turn, with weights and state of their own and the same gradients; a ratio is tha
 one round, and the tables show medians.
 """
 
-import functools
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from hf_adamp import SGDP, AdamP
 from tests.benchmarks import report
-from tests.benchmarks.low_precision_cost import STORAGES
-from tests.benchmarks.rounds import interleave
+from tests.benchmarks.low_precision_cost import (
+    MEMBERS,
+    SETTINGS,
+    STORAGES,
+    Member,
+    optimizers_of,
+)
+from tests.benchmarks.rounds import interleave, median_ratio
 from tests.benchmarks.shapes import SHAPES
-from tests.benchmarks.step_time import REGIMES
+from tests.benchmarks.step_time import REGIMES, make_orthogonal
 from tests.pages import DOCS, Section
 
 SECTION = Section(DOCS / "cuda.md", "cuda-times")
 MODELS = ("bert-base", "gpt2-medium", "resnet50", "tiny")
-ADAM = {"lr": 1e-5, "weight_decay": 0.01}
 SGD = {"lr": 1e-3, "momentum": 0.9, "nesterov": True, "weight_decay": 1e-4}
 FUSED, FOREACH, GRAPH = {"fused": True}, {"foreach": True}, {"fused": True, "capturable": True}
 # The first of each list is what the others are compared with.
 FAMILIES: dict[str, list[tuple[str, type[Optimizer], dict[str, Any]]]] = {
     "adamp": [
-        ("torch AdamW, fused", torch.optim.AdamW, {**ADAM, **FUSED}),
-        ("AdamP, fused", AdamP, {**ADAM, **FUSED}),
-        ("AdamP, foreach", AdamP, {**ADAM, **FOREACH}),
-        ("torch AdamW, foreach", torch.optim.AdamW, {**ADAM, **FOREACH}),
+        ("torch AdamW, fused", torch.optim.AdamW, {**SETTINGS, **FUSED}),
+        ("AdamP, fused", AdamP, {**SETTINGS, **FUSED}),
+        ("AdamP, foreach", AdamP, {**SETTINGS, **FOREACH}),
+        ("torch AdamW, foreach", torch.optim.AdamW, {**SETTINGS, **FOREACH}),
     ],
     "sgdp": [
         ("torch SGD, fused", torch.optim.SGD, {**SGD, **FUSED}),
@@ -49,7 +52,6 @@ FAMILIES: dict[str, list[tuple[str, type[Optimizer], dict[str, Any]]]] = {
         ("SGDP, foreach", SGDP, {**SGD, **FOREACH}),
     ],
 }
-Member = tuple[type[Optimizer], dict[str, Any]]
 
 
 def draw(name: str, regime: str, dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor]]:
@@ -60,26 +62,11 @@ def draw(name: str, regime: str, dtype: torch.dtype) -> tuple[list[Tensor], list
         weight, gradient = (
             torch.randn(shape, generator=generator, device="cuda") * size for size in (0.02, 0.01)
         )
-        if regime == "orthogonal" and weight.ndim > 1:
-            rows, along = gradient.flatten(1), weight.flatten(1)
-            share = torch.linalg.vecdot(rows, along) / torch.linalg.vecdot(along, along)
-            rows.addcmul_(share[:, None], along, value=-1)
+        if regime == "orthogonal":
+            make_orthogonal(gradient, weight)
         weights.append(weight.to(dtype))
         gradients.append(gradient.to(dtype))
     return weights, gradients
-
-
-def optimizers_of(
-    members: Sequence[Member], weights: list[Tensor], gradients: list[Tensor]
-) -> list[Optimizer]:
-    """Each with weights of its own."""
-    made = []
-    for cls, options in members:
-        parameters = [Parameter(weight.clone()) for weight in weights]
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient
-        made.append(cls(parameters, **options))
-    return made
 
 
 def device_times(
@@ -123,11 +110,6 @@ def measure(
     return host, device_times(actions, host, rounds)
 
 
-def ratio(own: Sequence[float], yardstick: Sequence[float]) -> float:
-    """Median of the ratios of two steps of one round."""
-    return statistics.median(mine / its for mine, its in zip(own, yardstick, strict=True))
-
-
 def milliseconds(seconds: Sequence[float]) -> str:
     """Their median."""
     return f"{1000 * statistics.median(seconds):.2f}"
@@ -144,7 +126,7 @@ def model_rows(name: str, regime: str, family: str, rounds: int) -> Iterator[str
         cells = [
             text
             for own in times
-            for text in (milliseconds(own[index]), f"{ratio(own[index], own[0]):.2f}")
+            for text in (milliseconds(own[index]), f"{median_ratio(own[index], own[0]):.2f}")
         ]
         yield f"| {name} | {regime} | {label} | {' | '.join(cells)} |"
 
@@ -153,10 +135,10 @@ def graph_rows(name: str, rounds: int) -> Iterator[str]:
     """AdamP in a CUDA graph, over torch's fused AdamW in one; one row a regime."""
     for regime in REGIMES:
         weights, gradients = draw(name, regime, torch.float32)
-        members: list[Member] = [(cls, {**ADAM, **GRAPH}) for cls in (torch.optim.AdamW, AdamP)]
+        members: list[Member] = [(cls, {**SETTINGS, **GRAPH}) for cls in (torch.optim.AdamW, AdamP)]
         replays = [graph_of(o.step) for o in optimizers_of(members, weights, gradients)]
         torchs, ours = measure(replays, rounds)[1]
-        cells = milliseconds(torchs), milliseconds(ours), f"{ratio(ours, torchs):.2f}"
+        cells = milliseconds(torchs), milliseconds(ours), f"{median_ratio(ours, torchs):.2f}"
         yield f"| {name} | {regime} | {' | '.join(cells)} |"
 
 
@@ -164,11 +146,9 @@ def low_precision_rows(rounds: int) -> Iterator[str]:
     """bfloat16 weights of BERT-base in each storage, on the device."""
     ratios = []
     for regime in REGIMES:
-        members: list[Member] = [(torch.optim.AdamW, {**ADAM, **FUSED})]
-        members += [(AdamP, {**ADAM, **FUSED, **storage}) for storage in STORAGES]
-        optimizers = optimizers_of(members, *draw("bert-base", regime, torch.bfloat16))
+        optimizers = optimizers_of(MEMBERS, *draw("bert-base", regime, torch.bfloat16))
         torchs, *ours = measure([o.step for o in optimizers], rounds)[1]
-        ratios.append([ratio(own, torchs) for own in ours])
+        ratios.append([median_ratio(own, torchs) for own in ours])
     for options, independent, orthogonal in zip(STORAGES, *ratios, strict=True):
         moments = options["state_dtype"] or "float32"
         yield f"| {options['rounding']} | {moments} | {independent:.2f} | {orthogonal:.2f} |"
@@ -178,7 +158,7 @@ def first_steps() -> Iterator[str]:
     """Seconds of the first step, in which the kernels are compiled unless they are on disk."""
     for name in MODELS:
         (optimizer,) = optimizers_of(
-            [(AdamP, {**ADAM, **FUSED})], *draw(name, REGIMES[0], torch.float32)
+            [(AdamP, {**SETTINGS, **FUSED})], *draw(name, REGIMES[0], torch.float32)
         )
         begin = time.perf_counter()
         optimizer.step()
@@ -209,22 +189,12 @@ def table(rounds: int) -> Iterator[str]:
     yield from low_precision_rows(rounds)
 
 
-@functools.cache
-def device() -> str:
-    """Describe the GPU and what drives it."""
-    try:
-        triton = version("triton")
-    except PackageNotFoundError:
-        triton = "not installed"
-    name = torch.cuda.get_device_name()
-    return f"{name}, torch {torch.__version__}, Triton {triton}."
-
-
 def lines(rounds: int) -> Iterator[str]:
     """The page's section."""
     yield from table(rounds)
     yield ""
-    yield device()
+    triton = version("triton")
+    yield f"{torch.cuda.get_device_name()}, torch {torch.__version__}, Triton {triton}."
 
 
 def main(arguments: Sequence[str]) -> str:

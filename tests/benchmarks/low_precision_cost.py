@@ -7,10 +7,10 @@ torch's AdamW keeps the moments of bfloat16 weights in bfloat16 and rounds to ne
 processor time of one thread; gradients are independent of the weights, or orthogonal to each row.
 """
 
-import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,12 +19,14 @@ from torch.optim import Optimizer
 
 from hf_adamp import AdamP
 from tests.benchmarks import report
-from tests.benchmarks.rounds import interleave
+from tests.benchmarks.rounds import interleave, median_ratio
 from tests.benchmarks.shapes import SHAPES
+from tests.benchmarks.step_time import REGIMES, make_orthogonal
 from tests.pages import DOCS, Section
 
 SECTION = Section(DOCS / "low-precision.md", "low-precision-cost")
 SETTINGS = {"lr": 1e-5, "weight_decay": 0.01}
+Member = tuple[type[Optimizer], dict[str, Any]]
 STORAGES = [
     {"rounding": rounding, "state_dtype": state}
     for state in (None, "bfloat16")
@@ -32,15 +34,22 @@ STORAGES = [
 ]
 
 
-def optimizers_of(weights: list[Tensor], gradients: list[Tensor]) -> list[Optimizer]:
-    """torch's, then ours for each storage, with weights of their own and the same gradients."""
-    made: list[Optimizer] = []
-    for options in ({"fused": True}, *STORAGES):
+MEMBERS: list[Member] = [
+    (torch.optim.AdamW, {**SETTINGS, "fused": True}),
+    *((AdamP, {**SETTINGS, **storage}) for storage in STORAGES),
+]
+
+
+def optimizers_of(
+    members: Sequence[Member], weights: list[Tensor], gradients: list[Tensor]
+) -> list[Optimizer]:
+    """Each with weights of its own and the same gradients."""
+    made = []
+    for optimizer, options in members:
         parameters = [Parameter(weight.clone()) for weight in weights]
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
-        optimizer = AdamP if made else torch.optim.AdamW
-        made.append(optimizer(parameters, **SETTINGS, **options))
+        made.append(optimizer(parameters, **options))
     return made
 
 
@@ -51,10 +60,8 @@ def draw(regime: str) -> tuple[list[Tensor], list[Tensor]]:
     weights = [torch.randn(shape, generator=generator) * 0.02 for shape in shapes]
     gradients = [torch.randn(shape, generator=generator) * 0.01 for shape in shapes]
     for weight, gradient in zip(weights, gradients, strict=True):
-        if regime == "orthogonal" and weight.ndim > 1:
-            rows, along = gradient.flatten(1), weight.flatten(1)
-            share = torch.linalg.vecdot(rows, along) / torch.linalg.vecdot(along, along)
-            rows.addcmul_(share[:, None], along, value=-1)
+        if regime == "orthogonal":
+            make_orthogonal(gradient, weight)
     return [w.bfloat16() for w in weights], [g.bfloat16() for g in gradients]
 
 
@@ -62,13 +69,11 @@ def table(rounds: int) -> Iterator[str]:
     """One row a storage, one column a regime."""
     torch.set_num_threads(1)
     ratios: list[list[float]] = []
-    for regime in ("independent", "orthogonal"):
-        optimizers = optimizers_of(*draw(regime))
+    for regime in REGIMES:
+        optimizers = optimizers_of(MEMBERS, *draw(regime))
         steps = [optimizer.step for optimizer in optimizers]
         torchs, *ours = interleave(steps, rounds, clock=time.process_time)
-        ratios.append(
-            [statistics.median(t / o for t, o in zip(own, torchs, strict=True)) for own in ours]
-        )
+        ratios.append([median_ratio(own, torchs) for own in ours])
     yield "| weights | moments | gradients independent | orthogonal |"
     yield "| --- | --- | ---: | ---: |"
     for options, independent, orthogonal in zip(STORAGES, *ratios, strict=True):

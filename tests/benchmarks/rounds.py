@@ -1,9 +1,10 @@
 """Time several actions in one run: each round has all in turn, beginning with another one."""
 
+import statistics
 import time
 from collections.abc import Callable, Sequence
 
-__all__ = ["interleave"]
+__all__ = ["interleave", "median_ratio"]
 
 
 def interleave(
@@ -27,3 +28,8 @@ def interleave(
             times[index].append(clock() - begin)
             settle()
     return [own[warmup:] for own in times]
+
+
+def median_ratio(own: Sequence[float], yardstick: Sequence[float]) -> float:
+    """Median of the ratios of two actions of one round."""
+    return statistics.median(mine / its for mine, its in zip(own, yardstick, strict=True))

@@ -20,7 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 from tests.benchmarks.contenders import Contender, Family, NotAvailableError
 from tests.benchmarks.shapes import Shapes
 
-__all__ = ["CLOCKS", "REGIMES", "Comparison", "Plan", "Result", "compare"]
+__all__ = ["CLOCKS", "REGIMES", "Comparison", "Plan", "Result", "compare", "make_orthogonal"]
 
 # independent: almost nothing projects. orthogonal: the gradient of a scale-invariant weight, which
 # is orthogonal to it row by row, so that every weight with rows projects.
@@ -222,10 +222,16 @@ def _fill(
     """Draw new gradients; in the orthogonal regime without what is along the weight's row."""
     for gradient, parameter in zip(gradients, weights, strict=True):
         gradient.normal_(0, 0.01, generator=generator)
-        if regime == "orthogonal" and gradient.ndim > 1:
-            rows, weight = gradient.flatten(1), parameter.detach().flatten(1)
-            along = torch.linalg.vecdot(rows, weight) / torch.linalg.vecdot(weight, weight)
-            rows.addcmul_(along[:, None], weight, value=-1)
+        if regime == "orthogonal":
+            make_orthogonal(gradient, parameter.detach())
+
+
+def make_orthogonal(gradient: Tensor, weight: Tensor) -> None:
+    """Take from each row of a gradient, in place, what is along the weight's row."""
+    if gradient.ndim > 1:
+        rows, along = gradient.flatten(1), weight.flatten(1)
+        share = torch.linalg.vecdot(rows, along) / torch.linalg.vecdot(along, along)
+        rows.addcmul_(share[:, None], along, value=-1)
 
 
 def _deviation(weights: list[Parameter], reference: list[Parameter]) -> float:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from hf_adamp import AdamP
-from tests.tables.optimizer_options import families_and_paths
+from tests.tables.optimizer_options import ADAMP, families_and_paths
 from tests.training import (
     assert_identical,
     assert_same,
@@ -20,11 +20,7 @@ from tests.training import (
 from tests.weights import generator, make_grads, make_weights
 
 ON_CUDA = families_and_paths(lambda family, path: path.device == "cuda")
-CAPTURED = [
-    pytest.param(*param.values, id=param.id, marks=param.marks)
-    for param in ON_CUDA
-    if param.values[0].name == "AdamP" and param.values[1].name != "cuda"
-]
+CAPTURED = families_and_paths(lambda family, path: path.device == "cuda" and family is ADAMP)
 
 
 def restore(optimizer, taken):
@@ -39,11 +35,8 @@ def restore(optimizer, taken):
 def test_cuda_steps_wait_for_nothing(family, path):
     weights = make_weights(device="cuda")
     optimizer = build(family, weights, path, weight_decay=0.1)
-    grads = [make_grads(weights.values(), kind, 0) for kind in ("channel", "layer", "radial")]
-    on_device = [[grad.cuda() for grad in own] for own in grads]
-    run_steps(optimizer, grads[:1])
-    for weight, grad in zip(weights.values(), on_device[1], strict=True):
-        weight.grad = grad
+    run_steps(optimizer, [make_grads(weights.values(), "channel", 0)])
+    set_grads(weights.values(), make_grads(weights.values(), "layer", 0))
     torch.cuda.set_sync_debug_mode("error")
     try:
         for _ in range(3):

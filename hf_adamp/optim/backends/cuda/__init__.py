@@ -197,8 +197,8 @@ class TritonSection(Prepared):
             kernel = _kernels().write
             for launch in self._launches:
                 if launch.has_rows:
-                    arguments = decision.shift, self._done
-                    self._launch(kernel, launch, step, *arguments, together=_WRITTEN_TASKS)
+                    arguments = launch.end, decision.shift, self._done
+                    self._launch(kernel, launch, step, *arguments, TASKS=_WRITTEN_TASKS)
         torch.autograd.graph.increment_version(step.params)
 
     def _decide(self, stats: Tensor) -> tuple[Tensor, Decision]:
@@ -218,17 +218,16 @@ class TritonSection(Prepared):
         return totals, Decision(views, shift)
 
     def _launch(
-        self, kernel: Any, launch: _Launch, step: Step, *arguments: Any, together: int | None = None
+        self, kernel: Any, launch: _Launch, step: Step, *arguments: Any, **constants: int
     ) -> None:
-        """A launch of one program a task, or of one for some tasks together."""
+        """A launch of one program a task, or of one for each so many `TASKS`."""
         tl = _kernels().tl
         moment = step.moments[0][0].dtype if step.moments else torch.float32
         tasks = launch.end - launch.begin
         tables = self._tasks, self._addresses, self._coefficients, self._seeds
         with self._device():
-            kernel[(-(-tasks // (together or 1)),)](
-                *((launch.begin,) if together is None else (launch.begin, launch.end)),
-                *(*tables, *arguments),
+            kernel[(-(-tasks // constants.get("TASKS", 1)),)](
+                *(launch.begin, *tables, *arguments),
                 TYPE=getattr(tl, _DTYPES[step.params[0].dtype]),
                 MOMENT=getattr(tl, _DTYPES[moment]),
                 KIND=int(step.rules[0][0].kind),
@@ -237,7 +236,7 @@ class TritonSection(Prepared):
                 NOISY=bool(step.seeds),
                 ALIGNED=launch.is_aligned and self._are_aligned,
                 **launch.constants(),
-                **({} if together is None else {"TASKS": together}),
+                **constants,
             )
 
     def _device(self) -> AbstractContextManager[Any]:

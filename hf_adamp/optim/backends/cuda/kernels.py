@@ -408,13 +408,16 @@ def decide(
 
 @triton.jit
 def _write_task(
-    task, tensor, place, early, tasks, addresses, coefficients, seeds, shifts,
+    task, tasks, addresses, coefficients, seeds, shifts, done,
     TYPE: tl.constexpr, MOMENT: tl.constexpr, KIND: tl.constexpr, AHEAD: tl.constexpr,
     ROUNDING: tl.constexpr, NOISY: tl.constexpr, ALIGNED: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """`w ← w + (shift · w − step)` for a task, or what it lacks of that."""
+    tensor = tl.load(tasks + _FIELDS * task)
+    place = tl.load(tasks + _FIELDS * task + _PLACE)
     columns = tl.load(tasks + _FIELDS * task + _WIDTH)
+    early = tl.load(done + task) != 0
     decay = tl.load(coefficients + _COLUMNS * tensor + _DECAY)
     r = tl.arange(0, ROWS)
     own = r < tl.load(tasks + _FIELDS * task + _ROWS)
@@ -443,9 +446,22 @@ def _write_task(
         _store_weight(addresses, tensor, places, exists, new, noise, TYPE, ROUNDING, ALIGNED)
 
 
+@triton.jit
+def _lacks(task, exists, tasks, coefficients, shifts, done):
+    """Whether a task, or each of several, is not written yet, or lacks its radial part."""
+    tensor = tl.load(tasks + _FIELDS * task, exists, other=0)
+    place = tl.load(tasks + _FIELDS * task + _PLACE, exists, other=0)
+    early = tl.load(done + task, exists, other=1) != 0
+    decay = tl.load(coefficients + _COLUMNS * tensor + _DECAY)
+    # Exactly 0 where a weight was not to be projected. The first row tells it: one row of a task
+    # that is written early fails its test, so only the whole can be projected, all rows alike.
+    missing = tl.load(shifts + place, exists, other=0.0) + decay
+    return exists & ((early == 0) | (missing != 0.0))
+
+
 @triton.jit(do_not_specialize=["first_task", "end_task"])
 def write(
-    first_task, end_task, tasks, addresses, coefficients, seeds, shifts, done,
+    first_task, tasks, addresses, coefficients, seeds, end_task, shifts, done,
     TYPE: tl.constexpr, MOMENT: tl.constexpr, KIND: tl.constexpr, AHEAD: tl.constexpr,
     ROUNDING: tl.constexpr, NOISY: tl.constexpr, ALIGNED: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, TASKS: tl.constexpr,
@@ -453,23 +469,11 @@ def write(
     """What some tasks lack; most often nothing, so one program looks at several."""
     begin = first_task + TASKS * tl.program_id(0)
     own = begin + tl.arange(0, TASKS)
-    exists = own < end_task
-    tensors = tl.load(tasks + _FIELDS * own, exists, other=0)
-    places = tl.load(tasks + _FIELDS * own + _PLACE, exists, other=0)
-    early = tl.load(done + own, exists, other=1) != 0
-    # Exactly 0 where a weight was not to be projected, and then the same for each of its rows: one
-    # of them fails its test, so only the whole can be projected.
-    decay = tl.load(coefficients + _COLUMNS * tensors + _DECAY)
-    missing = tl.load(shifts + places, exists, other=0.0) + decay
-    lacks = exists & ((early == 0) | (missing != 0.0))
+    lacks = _lacks(own, own < end_task, tasks, coefficients, shifts, done)
     if tl.sum(lacks.to(tl.int32), 0) > 0:
         for task in range(begin, tl.minimum(begin + TASKS, end_task)):
-            tensor = tl.load(tasks + _FIELDS * task)
-            place = tl.load(tasks + _FIELDS * task + _PLACE)
-            is_early = tl.load(done + task) != 0
-            decay_of_task = tl.load(coefficients + _COLUMNS * tensor + _DECAY)
-            if (is_early == 0) | (tl.load(shifts + place) + decay_of_task != 0.0):
+            if _lacks(task, task < end_task, tasks, coefficients, shifts, done):
                 _write_task(
-                    task, tensor, place, is_early, tasks, addresses, coefficients, seeds, shifts,
+                    task, tasks, addresses, coefficients, seeds, shifts, done,
                     TYPE, MOMENT, KIND, AHEAD, ROUNDING, NOISY, ALIGNED, ROWS, COLUMNS,
                 )  # fmt: skip
