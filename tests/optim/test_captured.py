@@ -16,16 +16,19 @@ def captured(monkeypatch):
     return lambda: monkeypatch.setattr(optimizer, "is_captured", lambda: True)
 
 
-@pytest.mark.parametrize(
-    ("cls", "options", "warm", "reason"),
-    [
-        (AdamP, {}, 1, "counts its steps on the host; set capturable=True"),
-        (SGDP, {"lr": 0.1, "momentum": 0.9}, 0, "is the first with these weights"),
-        (SGDP, {"lr": 0.1}, 0, "is the first with these weights"),
-        (SGDP, {"lr": 0.1, "momentum": 0.9, "state_dtype": "bfloat16"}, 1, "same random numbers"),
-    ],
-    ids=["count", "state", "no_plan", "noise"],
-)
+FIRST = "is the first with these weights"
+MOMENTUM = {"lr": 0.1, "momentum": 0.9}
+DRAWING = {**MOMENTUM, "state_dtype": "bfloat16"}
+# An optimizer, its options, the steps that it takes before, and what is wrong with the next.
+WRONG = [
+    pytest.param(AdamP, {}, 1, "counts its steps on the host; set capturable=True", id="count"),
+    pytest.param(SGDP, MOMENTUM, 0, FIRST, id="state"),
+    pytest.param(SGDP, {"lr": 0.1}, 0, FIRST, id="no_plan"),
+    pytest.param(SGDP, DRAWING, 1, "same random numbers", id="noise"),
+]
+
+
+@pytest.mark.parametrize(("cls", "options", "warm", "reason"), WRONG)
 def test_graph_that_would_repeat_the_wrong_step_is_refused(captured, cls, options, warm, reason):
     weight = nn.Parameter(torch.ones(4, 3))
     ours = cls([weight], **options)
